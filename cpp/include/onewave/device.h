@@ -1,0 +1,63 @@
+#pragma once
+
+#include <onewave/executor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace onewave {
+
+struct DeviceInfo {
+  std::string name;
+  int32_t num_sms;
+  int32_t capability_major;
+  int32_t capability_minor;
+  int32_t driver_version;  ///< 13000 for CUDA 13.0
+};
+
+/// Throws DeviceError where there is no driver, it is too old, or `device` is not a Hopper GPU.
+DeviceInfo device_info(int32_t device);
+
+/// How K and V reach shared memory.
+enum class Loader : int32_t { kTma, kGather };
+
+/// TMA boxes need pages of a power of two of at least 8 tokens; everything else is gathered row by row.
+Loader choose_loader(int32_t page_size);
+
+struct KernelInfo {
+  DType dtype;
+  int32_t head_dim;
+  Loader loader;
+  size_t num_bytes;  ///< of the cubin
+};
+
+/// The cubins inside the library.
+std::vector<KernelInfo> list_kernels();
+
+/// Plans and launches on one device. One thread at a time; a stream is a CUstream.
+///
+/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it); it is to be
+/// called outside stream capture.
+class DeviceAttention {
+ public:
+  /// `workspace`: device memory of workspace_layout(limits, shape).total_bytes, 128-byte aligned, owned by the caller.
+  DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, void* workspace);
+  ~DeviceAttention();
+
+  /// Plans into a pinned buffer and enqueues one copy on `stream`; waits only when all of the ring's buffers are in
+  /// flight. batch.kv_indices is a device address, used in place until the next plan.
+  /// `batch.shape` must equal the constructor's.
+  const PlanHeader* plan(const BatchSpec& batch, void* stream);
+
+  /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture.
+  void run(const RunArgs& args, void* stream);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace onewave

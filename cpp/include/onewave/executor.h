@@ -1,0 +1,32 @@
+#pragma once
+
+#include <onewave/planner.h>
+
+#include <cstdint>
+
+namespace onewave {
+
+/// The tensors of one run(), for the executor (host addresses) and the launcher (device addresses) alike.
+struct RunArgs {
+  DType dtype;    ///< of q, k, v and out
+  const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
+  int64_t q_token_stride;
+  int64_t q_head_stride;
+  PagedTensor k;  ///< num_pages pages of page_size tokens of num_kv_heads rows of head_dim
+  PagedTensor v;
+  int64_t num_pages;
+  void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
+  int64_t out_token_stride;
+  int64_t out_head_stride;
+  float* lse;  ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
+  float k_scale;
+  float v_scale;
+  const float* k_scale_ptr;  ///< multiplies k_scale where not null; an address of the same side as the tensors
+  const float* v_scale_ptr;
+};
+
+/// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit inputs.
+/// All it does comes from the plan's records. Allocates the partials; uses `num_threads` threads (0: one per core).
+void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads);
+
+}  // namespace onewave

@@ -1,0 +1,105 @@
+#pragma once
+
+/// The byte layout of a plan: what the planner writes, what is uploaded, and what the kernel and the CPU
+/// executor read. This is the only definition; host and device share it, and Python reads the field offsets
+/// from it (onewave.plan_format).
+///
+///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles] | uint32 counters[]
+///
+/// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
+/// Everything is little-endian; lengths are tokens, rows are packed rows.
+///
+/// Packed rows (GQA): the queries of one request that share a kv head are one matrix. Row r of that matrix is
+/// query token r / group_size and query head kv_head * group_size + r % group_size.
+
+#include <cstdint>
+
+namespace onewave {
+
+inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
+inline constexpr uint32_t kPlanVersion = 1;
+
+/// Keys per pipeline stage. A split inside a request lies at a multiple of it.
+inline constexpr int32_t kTileKv = 128;
+/// Packed rows of one wide item at most (64 for each of two consumer warpgroups).
+inline constexpr int32_t kWideTileQ = 128;
+/// Packed rows of one narrow item at most.
+inline constexpr int32_t kNarrowTileQ = 32;
+/// CTAs of one launch at most: bounds the work list, not a property of a GPU.
+inline constexpr int32_t kMaxNumCtas = 1024;
+
+struct PlanHeader {
+  uint32_t magic;
+  uint32_t version;
+  uint32_t num_bytes;  ///< bytes in use, counters included: what plan() uploads
+  int32_t num_ctas;    ///< CTAs beyond it return at once
+  int32_t num_items;
+  int32_t num_split_tiles;
+  int32_t num_counters;
+  int32_t num_partial_rows;  ///< rows of partial_out and partial_lse in use
+  uint32_t ctas_offset;
+  uint32_t items_offset;
+  uint32_t split_tiles_offset;
+  uint32_t counters_offset;
+  uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the kernel
+  int32_t batch_size;
+  int32_t total_qo_len;
+  int32_t num_qo_heads;
+  int32_t num_kv_heads;
+  int32_t group_size;  ///< num_qo_heads / num_kv_heads
+  int32_t head_dim;
+  int32_t page_size;
+  float sm_scale_log2;  ///< sm_scale * log2(e): scores are exponents of two
+};
+
+/// What one CTA does: its narrow items [narrow_begin, wide_begin), then its wide items [wide_begin, end).
+struct CtaRecord {
+  int32_t narrow_begin;
+  int32_t wide_begin;
+  int32_t end;
+  float predicted_us;
+};
+
+/// One tile of packed rows against one range of keys, for each kv head of a range.
+struct WorkItem {
+  int32_t request;        ///< index in the batch; for readers, the kernel does not need it
+  int32_t q_token_begin;  ///< row of q and out at which the request starts
+  int32_t row_begin;      ///< first packed row of the tile
+  int32_t num_rows;
+  int32_t causal_shift;  ///< row r sees the keys < min(kv_end, causal_shift + r / group_size + 1)
+  int32_t kv_begin;      ///< a multiple of kTileKv
+  int32_t kv_end;        ///< == kv_begin: nothing to see; the output is 0 and the lse -inf
+  int32_t page_begin;    ///< index in kv_indices of the request's first page
+  int32_t kv_head_begin;
+  int32_t kv_head_end;
+  int32_t split_tile;  ///< index of the SplitTile this item is a part of, -1: it writes the output itself
+  int32_t split_idx;
+};
+
+/// A tile whose keys several items share: the merge record. Each (kv head, split) leaves num_rows partial rows,
+///   partial row of r = partial_row_begin + ((kv_head - kv_head_begin) * num_splits + split_idx) * num_rows + r,
+/// counts itself in counters[counter_begin + kv_head - kv_head_begin], and the last to arrive merges that head in
+/// the order of split_idx and sets the counter back to 0.
+struct SplitTile {
+  int32_t q_token_begin;
+  int32_t row_begin;
+  int32_t num_rows;
+  int32_t kv_head_begin;
+  int32_t kv_head_end;
+  int32_t num_splits;
+  int32_t partial_row_begin;
+  int32_t counter_begin;
+};
+
+static_assert(sizeof(PlanHeader) == 88 && sizeof(CtaRecord) == 16);
+static_assert(sizeof(WorkItem) == 48 && sizeof(SplitTile) == 32);
+
+/// First bytes of every section are multiples of this.
+inline constexpr uint32_t kPlanAlignment = 16;
+
+template <class Record>
+inline const Record* plan_section(const void* plan, uint32_t offset) {
+  return reinterpret_cast<const Record*>(static_cast<const unsigned char*>(plan) + offset);
+}
+
+}  // namespace onewave

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <onewave/plan_format.h>
+#include <onewave/types.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace onewave {
+
+/// What every batch of one object stays within: fixes the workspace.
+struct PlanLimits {
+  int32_t max_batch_size;
+  int32_t max_total_qo_len;  ///< tokens, over the batch
+  int32_t max_kv_len;        ///< tokens, of one request
+  int32_t num_ctas;          ///< 1 .. kMaxNumCtas
+};
+
+/// The model's side of a batch.
+struct AttentionShape {
+  int32_t num_qo_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t page_size;  ///< tokens
+  DType dtype;        ///< of q, k, v and out
+};
+
+/// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
+struct BatchSpec {
+  AttentionShape shape;
+  bool causal;
+  float sm_scale;  ///< > 0
+  int32_t batch_size;
+  const int32_t* qo_indptr;   ///< [batch_size + 1], tokens
+  const int32_t* kv_indptr;   ///< [batch_size + 1], pages
+  const int32_t* kv_len_arr;  ///< [batch_size], tokens
+  const int32_t* kv_indices;  ///< [kv_indptr[batch_size]], page ids
+};
+
+/// Where things lie in the device workspace. The plan is at its start.
+struct WorkspaceLayout {
+  size_t plan_bytes;  ///< capacity for the largest plan within the limits
+  size_t partial_lse_offset;
+  size_t partial_out_offset;
+  size_t total_bytes;
+  int32_t max_partial_rows;
+};
+
+/// Host only, no allocation. Throws InvalidArgument for limits or shapes that cannot be.
+WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape);
+
+/// Writes the plan of one step to `buffer` (16-byte aligned, at least workspace_layout().plan_bytes) and returns its
+/// header there. A pure function of its arguments: host only, no CUDA. Throws InvalidArgument, naming the argument,
+/// before anything is written, when the batch is malformed or beyond the limits.
+const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer);
+
+}  // namespace onewave

@@ -1,0 +1,47 @@
+#pragma once
+
+/// The kernel's parameters: one struct by value, shared by cpp/launch.cpp and cuda/attention.cu. Baked into a CUDA
+/// graph at capture; what a plan may change lies in the plan (onewave/plan_format.h).
+
+#include <onewave/types.h>
+
+#include <cstdint>
+
+namespace onewave {
+
+/// Threads of a CTA: a producer warpgroup and two consumer warpgroups.
+inline constexpr int32_t kNumThreads = 384;
+/// Dynamic shared memory of a CTA: all of it, since one CTA runs on an SM.
+inline constexpr int32_t kSharedBytes = 227 * 1024;
+
+/// A CUtensorMap: 128 opaque bytes.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
+struct KernelParams {
+  TensorMap k_map;  ///< rank 5: column in panel (64), token, panel, head, page; unused by gathering kernels
+  TensorMap v_map;
+  PagedTensor k;
+  PagedTensor v;
+  const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
+  int64_t q_token_stride;
+  int64_t q_head_stride;
+  void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
+  int64_t out_token_stride;
+  int64_t out_head_stride;
+  float* lse;                ///< [total_qo_len, num_qo_heads], base 2; may be null
+  void* plan;                ///< the workspace: a PlanHeader at its start
+  float* partial_out;        ///< [max_partial_rows, head_dim]
+  float* partial_lse;        ///< [max_partial_rows], base 2
+  const float* k_scale_ptr;  ///< times k_scale, where not null
+  const float* v_scale_ptr;
+  int32_t num_pages;
+  float k_scale;
+  float v_scale;
+  int32_t reserved;
+};
+
+static_assert(sizeof(KernelParams) == 448, "host and device must agree");
+
+}  // namespace onewave
