@@ -1,7 +1,7 @@
 #pragma once
 
-/// The kernel's parameters: one struct by value, shared by cpp/launch.cpp and cuda/attention.cu. Baked into a CUDA
-/// graph at capture; what a plan may change lies in the plan (onewave/plan_format.h).
+/// The kernel's parameters: one struct by value, shared by cpp/launch.cpp and cuda/attention.cu. Baked into a
+/// CUDA graph at capture; what a plan may change lies in the plan (onewave/plan_format.h).
 
 #include <onewave/types.h>
 

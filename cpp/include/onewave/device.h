@@ -52,6 +52,9 @@ class DeviceAttention {
   /// `batch.shape` must equal the constructor's.
   const PlanHeader* plan(const BatchSpec& batch, void* stream);
 
+  /// The last plan, in the pinned buffer it was written to: valid until the next plan. Null before the first.
+  const PlanHeader* last_plan() const;
+
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture.
   void run(const RunArgs& args, void* stream);
 

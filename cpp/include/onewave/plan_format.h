@@ -97,8 +97,15 @@ static_assert(sizeof(WorkItem) == 48 && sizeof(SplitTile) == 32);
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;
 
+#ifdef __CUDACC__
+#define ONEWAVE_HOST_DEVICE __host__ __device__
+#else
+#define ONEWAVE_HOST_DEVICE
+#endif
+
+/// The records of the section at `offset` bytes.
 template <class Record>
-inline const Record* plan_section(const void* plan, uint32_t offset) {
+ONEWAVE_HOST_DEVICE inline const Record* plan_section(const void* plan, uint32_t offset) {
   return reinterpret_cast<const Record*>(static_cast<const unsigned char*>(plan) + offset);
 }
 

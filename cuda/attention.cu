@@ -1,0 +1,10 @@
+/// One cubin per row of the kernel table (cmake/Kernels.cmake), which gives the dtype, head_dim and loader by
+/// -D.
+
+#include "attention.cuh"
+
+extern "C" __global__ void __launch_bounds__(onewave::kNumThreads, 1)
+    onewave_attention(const __grid_constant__ onewave::KernelParams params) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  onewave::run_cta(params, *reinterpret_cast<onewave::SharedStorage*>(shared));
+}

@@ -1,0 +1,71 @@
+#pragma once
+
+/// The persistent kernel: one launch, at most one CTA per SM, each walking the work list that the planner
+/// wrote for it (onewave/plan_format.h), narrow items first, then wide ones.
+///
+///   warpgroup 0       producer: page ids -> Q, K and V into shared memory, by TMA or cp.async   (load.cuh,
+///   producer.cuh) warpgroups 1, 2   consumers of narrow items: 8 warps, 16 keys each, mma.sync (narrow.cuh)
+///                     consumers of wide items: 2 warpgroups, 64 rows each, wgmma               (wide.cuh)
+///
+/// They meet only at mbarriers: rings of K and V stages, full and empty (pipeline.cuh, smem.cuh), which the
+/// producer keeps filling over item boundaries. Results are stored by the consumers; where keys of a tile
+/// were split, the last CTA to arrive merges (output.cuh, merge.cuh).
+
+#include "merge.cuh"
+#include "narrow.cuh"
+#include "producer.cuh"
+#include "wide.cuh"
+
+namespace onewave {
+
+__device__ __forceinline__ void run_producer(const KernelParams& params, SharedStorage& storage) {
+  const Work work(params.plan);
+  const CtaRecord& cta = work.cta;
+  if (!kGather && threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&params.k_map);
+    ptx::prefetch_tensor_map(&params.v_map);
+  }
+  produce(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, storage.narrow_rings,
+          narrow_padded_rows);
+  if (cta.narrow_begin < cta.wide_begin && cta.wide_begin < cta.end)
+    ptx::bar_sync(kBarrierKindSwitch, kNumThreads);
+  produce(params, work, cta.wide_begin, cta.end, storage.wide, storage.wide_rings,
+          [](int) { return kWideTileQ; });
+}
+
+__device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {
+  const Work work(params.plan);
+  const CtaRecord& cta = work.cta;
+  KindPositions at;
+  for_each_head(work, cta.narrow_begin, cta.wide_begin, [&](const WorkItem& item, int kv_head) {
+    consume_narrow(params, work, item, kv_head, storage.narrow, storage.narrow_rings, at,
+                   storage.is_last_arrival);
+  });
+  if (cta.narrow_begin < cta.wide_begin && cta.wide_begin < cta.end) {
+    ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
+    ptx::bar_sync(kBarrierKindSwitch, kNumThreads);
+  }
+  WideConsumer consume_wide(params, work, storage.wide, storage.wide_rings);
+  for_each_head(work, cta.wide_begin, cta.end, [&](const WorkItem& item, int kv_head) {
+    consume_wide(item, kv_head, storage.is_last_arrival);
+  });
+}
+
+__device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {
+  if (!has_work(params.plan)) return;
+  if (threadIdx.x == 0) {
+    storage.narrow_rings.init();
+    storage.wide_rings.init();
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads, 0) == 0) {
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    run_producer(params, storage);
+  } else {
+    ptx::setmaxnreg_inc<kConsumerRegisters>();
+    run_consumer(params, storage);
+  }
+}
+
+}  // namespace onewave

@@ -1,0 +1,55 @@
+#pragma once
+
+/// What one cubin is compiled for, and all tuning numbers of the kernel.
+
+#include "params.h"
+
+#include <onewave/plan_format.h>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace onewave {
+
+// From a row of the kernel table in cmake/Kernels.cmake.
+using Element = ONEWAVE_DTYPE;
+inline constexpr int kHeadDim = ONEWAVE_HEAD_DIM;
+/// K and V row by row with cp.async; otherwise a TMA box per page and 64-column panel.
+inline constexpr bool kGather = ONEWAVE_LOADER == 1;
+static_assert(kHeadDim == 64 || kHeadDim == 128);
+
+/// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle.
+inline constexpr int kPanelCols = 64;
+inline constexpr int kPanelRowBytes = 128;
+inline constexpr int kNumPanels = kHeadDim / kPanelCols;
+/// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
+inline constexpr int kChunkCols = 8;
+inline constexpr int kRowChunks = kHeadDim / kChunkCols;
+
+inline constexpr int kWarpgroupThreads = 128;
+inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;
+inline constexpr int kConsumerWarps = kConsumerThreads / 32;
+
+/// Registers by role, at most 64K in all (128 * 56 + 256 * 224). At 40 the producer spills: a few in the TMA
+/// cubins, 11 in the gathering ones, whose addresses are 64-bit.
+inline constexpr int kProducerRegisters = 56;
+inline constexpr int kConsumerRegisters = 224;
+
+/// Stages of the K ring and of the V ring: 128 KiB together. 64 KiB already draw the whole bandwidth; the
+/// wide kind needs two of each to overlap.
+inline constexpr int kNumStages = 256 / kHeadDim;
+
+/// In the gathering cubin all producer warps load K, V and Q; in the other, warp 0 issues TMA and the rest
+/// load Q.
+inline constexpr int kQueryLoaderThreads = kGather ? 128 : 96;
+
+/// Named barriers (0 is __syncthreads).
+enum NamedBarrier : int {
+  kBarrierConsumers = 1,   // all consumer threads
+  kBarrierKindSwitch = 2,  // the whole CTA, between the narrow list and the wide one
+  kBarrierWarpgroup = 3,   // one consumer warpgroup: 3 and 4
+};
+
+}  // namespace onewave

@@ -1,0 +1,125 @@
+#pragma once
+
+/// How Q, K and V reach shared memory. Both K/V loaders have the same face:
+///
+///   rows = loader.lookup(item, tile)        starts reading the page ids of a tile; used a stage later
+///   loader.load(source, map, rows, ...)     fills one stage and arrives on its full barrier
+///
+/// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
+/// left of the last page is the consumers' to mask.
+
+#include "ptx/copy.cuh"
+#include "smem.cuh"
+#include "work.cuh"
+
+namespace onewave {
+
+/// One box per page and 64-column panel, issued by the lanes of one warp, a page each.
+struct TmaLoader {
+  struct Rows {
+    int page;
+    int token;  ///< first token of the box in its page
+  };
+
+  const KernelParams& params;
+  const int32_t* kv_indices;
+  int lane;
+  int page_shift;  ///< log2(page_size)
+  int box_tokens;
+  int boxes_per_tile;
+
+  __device__ __forceinline__ TmaLoader(const KernelParams& params, const PlanHeader* header)
+      : params(params),
+        kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
+        lane(threadIdx.x % 32),
+        page_shift(__ffs(header->page_size) - 1),
+        box_tokens(min(header->page_size, kTileKv)),
+        boxes_per_tile(kTileKv / box_tokens) {}
+
+  __device__ __forceinline__ Rows lookup(const WorkItem& item, int tile) const {
+    const int key = item.kv_begin + tile * kTileKv + lane * box_tokens;
+    Rows rows{params.num_pages, key & ((1 << page_shift) - 1)};  // no such page: a box of zeros
+    if (lane < boxes_per_tile && key < item.kv_end)
+      rows.page = kv_indices[item.page_begin + (key >> page_shift)];
+    return rows;
+  }
+
+  __device__ __forceinline__ void load(const PagedTensor&, const TensorMap& map, const Rows& rows,
+                                       int kv_head, Element* stage, uint64_t* full) const {
+    if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
+    __syncwarp();
+    if (lane >= boxes_per_tile) return;
+#pragma unroll
+    for (int panel = 0; panel < kNumPanels; ++panel) {
+      ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &map, full, 0, rows.token,
+                       panel, kv_head, rows.page);
+    }
+  }
+};
+
+/// Row by row: a thread looks up one key, its warp copies the 32 rows together, 16 bytes a lane.
+struct GatherLoader {
+  struct Rows {
+    int page;  ///< -1: past kv_end
+    int token;
+  };
+
+  const int32_t* kv_indices;
+  unsigned page_size;
+  int row;  ///< of the stage, one per producer thread
+
+  __device__ __forceinline__ GatherLoader(const KernelParams&, const PlanHeader* header)
+      : kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
+        page_size(header->page_size),
+        row(threadIdx.x % kWarpgroupThreads) {}
+
+  __device__ __forceinline__ Rows lookup(const WorkItem& item, int tile) const {
+    const int key = item.kv_begin + tile * kTileKv + row;
+    if (key >= item.kv_end) return {-1, 0};
+    const unsigned page_idx = static_cast<unsigned>(key) / page_size;
+    return {kv_indices[item.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
+  }
+
+  __device__ __forceinline__ void load(const PagedTensor& source, const TensorMap&, const Rows& rows,
+                                       int kv_head, Element* stage, uint64_t* full) const {
+    constexpr int kRowsPerPass = 32 / kRowChunks;
+    const int lane = row % 32;
+    const int chunk = lane % kRowChunks;
+    const int64_t my_offset =
+        rows.page < 0 ? -1 : rows.page * source.page_stride + rows.token * source.token_stride;
+    const Element* head =
+        static_cast<const Element*>(source.data) + kv_head * source.head_stride + chunk * kChunkCols;
+    const uint32_t destination = ptx::shared_address(stage);
+#pragma unroll 4
+    for (int pass = 0; pass < 32 / kRowsPerPass; ++pass) {
+      const int source_lane = pass * kRowsPerPass + lane / kRowChunks;
+      const int64_t offset = __shfl_sync(0xffffffff, my_offset, source_lane);
+      ptx::cp_async_16(destination + tile_offset(kTileKv, row - lane + source_lane, chunk),
+                       head + (offset < 0 ? 0 : offset), offset >= 0);
+    }
+    ptx::cp_async_mbarrier_arrive_noinc(full);
+  }
+};
+
+/// Fills the first `num_rows` rows of the query tile; rows the item does not have become zeros. `thread`
+/// counts the kQueryLoaderThreads threads that share the work.
+template <class KindTiles>
+__device__ __forceinline__ void load_queries(const KernelParams& params, const Work& work,
+                                             const WorkItem& item, int kv_head, int num_rows, int thread,
+                                             KindTiles& tiles, uint64_t* full) {
+  const uint32_t destination = ptx::shared_address(tiles.q);
+  const Element* q = static_cast<const Element*>(params.q);
+  for (int i = thread; i < num_rows * kRowChunks; i += kQueryLoaderThreads) {
+    const int row = i / kRowChunks;
+    const int chunk = i % kRowChunks;
+    const bool valid = row < item.num_rows;
+    const QueryRow source = query_row(item, kv_head, valid ? row : 0, work.group_size);
+    ptx::cp_async_16(
+        destination + tile_offset(KindTiles::kMaxQueryRows, row, chunk),
+        q + source.token * params.q_token_stride + source.head * params.q_head_stride + chunk * kChunkCols,
+        valid);
+  }
+  ptx::cp_async_mbarrier_arrive_noinc(full);
+}
+
+}  // namespace onewave

@@ -1,0 +1,210 @@
+#pragma once
+
+/// The narrow kind: memory-bound items of up to 32 packed rows, with the roles of the operands swapped, so
+/// that few rows cost few tensor cycles: S^T = K Q^T and O^T += V^T P^T by mma.sync m16n8k16, keys (then head
+/// columns) as M, packed rows as N. Each of the eight consumer warps owns 16 keys of every stage and has its
+/// own maximum, sum and O^T; there is no barrier inside an item, and the warps join once at its end.
+///
+/// Accumulators: lane i holds of each 16 x 8 block the elements (i / 4, 2 (i % 4) + c) at c and 8 rows below
+/// at 2 + c. So a lane's packed rows are 8 j + 2 (i % 4) + c in S^T and O^T alike, and one RowState serves
+/// both.
+
+#include "join.cuh"
+#include "output.cuh"
+#include "softmax.cuh"
+
+namespace onewave {
+
+/// `kRows`: packed rows, padded to 8, 16 or 32.
+template <int kRows>
+class NarrowConsumer {
+  static constexpr int kBlocks = kRows / 8;  ///< of 8 packed rows, the N of one mma
+  static constexpr int kStepPairs = kHeadDim / 32;
+  /// 32 rows of 128 columns would take 64 registers beside 128 of O^T: they are read anew for every stage,
+  /// which adds 8 KiB a warp to the 8 KiB of K and V.
+  static constexpr bool kQueryInRegisters = kRows * kHeadDim <= 16 * 128;
+  using QueryFragments = uint32_t[kStepPairs][kBlocks][4];
+
+ public:
+  __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
+                                            NarrowStorage& storage, KindRings& rings, KindPositions& at)
+      : work_(work),
+        storage_(storage),
+        rings_(rings),
+        at_(at),
+        scales_(params, work.header),
+        lane_(threadIdx.x % 32),
+        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
+
+  __device__ __forceinline__ void attend(const WorkItem& item, const Output& output) {
+    QueryFragments q;
+    float out[kHeadDim / 16][kBlocks][4] = {};
+    RowState rows[kBlocks][2];
+    rings_.q.wait_full(at_.q);
+    if constexpr (kQueryInRegisters) {
+#pragma unroll
+      for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j) load_query(q[step_pair][j], step_pair, j);
+      }
+      rings_.q.release(at_.q);
+    }
+    const int all_visible = visible_end(item, 0, work_.group_size);
+    for (int tile = num_kv_tiles(item) - 1; tile >= 0; --tile) {
+      const int tile_begin = item.kv_begin + tile * kTileKv;
+      const int first_key = tile_begin + warp_ * 16;
+      float scores[kBlocks][4] = {};
+      rings_.k.wait_full(at_.k);
+      multiply_keys(scores, q);
+      rings_.k.release(at_.k);
+      if (tile_begin + kTileKv > all_visible) mask(scores, item, first_key);
+      uint32_t weights[kBlocks][2];
+      softmax(scores, rows, out, weights);
+      rings_.v.wait_full(at_.v);
+      if (first_key + 16 <= item.kv_end) {
+        multiply_values<false>(out, weights, 16);
+      } else {
+        multiply_values<true>(out, weights, item.kv_end - first_key);
+      }
+      rings_.v.release(at_.v);
+    }
+    if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
+    NarrowJoin<kRows>(storage_.join, scales_).run(output, rows, out);
+  }
+
+ private:
+  /// B operands of two steps of 16 head columns for packed rows 8 j .. 8 j + 7: registers 2 s, 2 s + 1 for
+  /// step s.
+  __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
+    const uint32_t base = ptx::shared_address(storage_.tiles.q);
+    ptx::ldmatrix_x4(fragment,
+                     base + tile_offset(kNarrowTileQ, 8 * j + lane_ % 8, 4 * step_pair + lane_ / 8));
+  }
+
+  __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
+    const uint32_t base = ptx::shared_address(storage_.tiles.k[at_.k.stage]);
+#pragma unroll
+    for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
+      uint32_t k[2][4];
+#pragma unroll
+      for (int s = 0; s < 2; ++s)
+        ptx::ldmatrix_x4(
+            k[s], base + tile_offset(kTileKv, warp_ * 16 + lane_ % 16, 4 * step_pair + 2 * s + lane_ / 16));
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        uint32_t fragment[4];
+        if constexpr (kQueryInRegisters) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) fragment[i] = q[step_pair][j][i];
+        } else {
+          load_query(fragment, step_pair, j);
+        }
+        ptx::mma_m16n8k16<Element>(scores[j], k[0], fragment[0], fragment[1]);
+        ptx::mma_m16n8k16<Element>(scores[j], k[1], fragment[2], fragment[3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void mask(float (&scores)[kBlocks][4], const WorkItem& item,
+                                       int first_key) const {
+    const int key = first_key + lane_ / 4;
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int visible = visible_end(item, 8 * j + lane_ % 4 * 2 + c, work_.group_size);
+        if (key >= visible) scores[j][c] = -INFINITY;
+        if (key + 8 >= visible) scores[j][2 + c] = -INFINITY;
+      }
+    }
+  }
+
+  /// Weights of 16 keys, transposed in registers to the B operand of O^T += V^T P^T; O^T is rescaled.
+  __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[kBlocks][2],
+                                          float (&out)[kHeadDim / 16][kBlocks][4],
+                                          uint32_t (&weights)[kBlocks][2]) const {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float tile_max = fmaxf(scores[j][c], scores[j][2 + c]);
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2)
+          tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lanes));
+        const float factor = rows[j][c].raise_max(tile_max, scales_.score_log2);
+        const float scaled_max = finite_max(rows[j][c].m) * scales_.score_log2;
+        scores[j][c] = rows[j][c].add(scores[j][c], scales_.score_log2, scaled_max);
+        scores[j][2 + c] = rows[j][c].add(scores[j][2 + c], scales_.score_log2, scaled_max);
+#pragma unroll
+        for (int m = 0; m < kHeadDim / 16; ++m) {
+          out[m][j][c] *= factor;
+          out[m][j][2 + c] *= factor;
+        }
+      }
+      weights[j][0] = ptx::movmatrix_trans(ptx::pack<Element>(scores[j][0], scores[j][1]));
+      weights[j][1] = ptx::movmatrix_trans(ptx::pack<Element>(scores[j][2], scores[j][3]));
+    }
+  }
+
+  /// kMasked: V of keys past the request's last is taken as zero, whatever the page holds there (0 * NaN is
+  /// NaN).
+  template <bool kMasked>
+  __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
+                                                  const uint32_t (&weights)[kBlocks][2],
+                                                  int valid_keys) const {
+    const uint32_t base = ptx::shared_address(storage_.tiles.v[at_.v.stage]);
+    const int key = warp_ * 16 + lane_ / 16 * 8 + lane_ % 8;
+    const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
+    const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
+    const uint32_t keep_high =
+        (pair + 8 < valid_keys ? 0xffffu : 0u) | (pair + 9 < valid_keys ? 0xffff0000u : 0u);
+#pragma unroll
+    for (int m = 0; m < kHeadDim / 16; ++m) {
+      uint32_t v[4];
+      ptx::ldmatrix_x4_trans(v, base + tile_offset(kTileKv, key, 2 * m + lane_ / 8 % 2));
+      if constexpr (kMasked) {
+        v[0] &= keep_low;
+        v[1] &= keep_low;
+        v[2] &= keep_high;
+        v[3] &= keep_high;
+      }
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j)
+        ptx::mma_m16n8k16<Element>(out[m][j], v, weights[j][0], weights[j][1]);
+    }
+  }
+
+  const Work& work_;
+  NarrowStorage& storage_;
+  KindRings& rings_;
+  KindPositions& at_;
+  const Scales scales_;
+  const int lane_;
+  const int warp_;  ///< 0..7: keys 16 warp .. 16 warp + 15 of every stage
+};
+
+/// Rows of the query tile that an item's consumers read.
+__device__ __forceinline__ int narrow_padded_rows(int num_rows) {
+  return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32;
+}
+
+__device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
+                                               const WorkItem& item, int kv_head, NarrowStorage& storage,
+                                               KindRings& rings, KindPositions& at,
+                                               int32_t& is_last_arrival) {
+  const int thread = threadIdx.x - kWarpgroupThreads;
+  const Output output(params, work, item, kv_head);
+  const int padded_rows = narrow_padded_rows(item.num_rows);
+  if (item.kv_end == item.kv_begin) {
+    store_empty(output, thread);
+  } else if (padded_rows == 8) {
+    NarrowConsumer<8>(params, work, storage, rings, at).attend(item, output);
+  } else if (padded_rows == 16) {
+    NarrowConsumer<16>(params, work, storage, rings, at).attend(item, output);
+  } else {
+    NarrowConsumer<32>(params, work, storage, rings, at).attend(item, output);
+  }
+  finish_split(output, work, thread, is_last_arrival);
+}
+
+}  // namespace onewave

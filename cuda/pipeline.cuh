@@ -1,0 +1,77 @@
+#pragma once
+
+/// Rings of shared-memory stages between the producer and the consumers.
+///
+///   producer: wait(empty) -> copy, which arrives on full      consumer: wait(full) -> read -> arrive on
+///   empty
+///
+/// Both sides walk the ring with a RingPosition of their own, over item boundaries and without a restart.
+
+#include "config.cuh"
+#include "ptx/barrier.cuh"
+
+namespace onewave {
+
+template <int kStages>
+struct RingPosition {
+  uint32_t stage = 0;
+  uint32_t parity = 0;  ///< of the current lap; a consumer waits for it, a producer for the lap before
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <int kStages>
+struct Ring {
+  uint64_t full[kStages];
+  uint64_t empty[kStages];
+
+  __device__ void init(uint32_t num_producer_arrivals) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&full[i], num_producer_arrivals);
+      ptx::mbarrier_init(&empty[i], kConsumerWarps);
+    }
+  }
+
+  /// The first lap passes at once: the phase before the first counts as complete.
+  __device__ __forceinline__ void wait_empty(const RingPosition<kStages>& position) {
+    ptx::mbarrier_wait(&empty[position.stage], position.parity ^ 1);
+  }
+
+  __device__ __forceinline__ void wait_full(const RingPosition<kStages>& position) {
+    ptx::mbarrier_wait(&full[position.stage], position.parity);
+  }
+
+  /// By every consumer warp, once all its lanes have read the stage.
+  __device__ __forceinline__ void release(RingPosition<kStages>& position) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[position.stage]);
+    position.advance();
+  }
+};
+
+/// The rings of one kind of item: a query tile per (item, kv head), K and V stages of kTileKv keys.
+struct KindRings {
+  Ring<1> q;
+  Ring<kNumStages> k;
+  Ring<kNumStages> v;
+
+  __device__ void init() {
+    constexpr uint32_t kKvArrivals = kGather ? kWarpgroupThreads : 1;
+    q.init(kQueryLoaderThreads);
+    k.init(kKvArrivals);
+    v.init(kKvArrivals);
+  }
+};
+
+struct KindPositions {
+  RingPosition<1> q;
+  RingPosition<kNumStages> k;
+  RingPosition<kNumStages> v;
+};
+
+}  // namespace onewave

@@ -1,0 +1,40 @@
+#pragma once
+
+/// Copies from global to shared memory that complete on an mbarrier.
+
+#include "barrier.cuh"
+
+#include <cstdint>
+
+namespace onewave::ptx {
+
+/// One box of a rank-5 tensor map; coordinates innermost first. Elements outside the tensor arrive as zeros
+/// and count.
+__device__ __forceinline__ void tma_load_5d(void* destination, const void* tensor_map, uint64_t* barrier,
+                                            int c0, int c1, int c2, int c3, int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared_address(destination)),
+      "l"(tensor_map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch_tensor_map(const void* tensor_map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
+}
+
+/// 16 bytes; zeros where `valid` is false, and then nothing is read.
+__device__ __forceinline__ void cp_async_16(uint32_t destination, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+/// Arrives on the barrier once all earlier cp.async of this thread are complete; counts as one of its
+/// arrivals.
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+}  // namespace onewave::ptx

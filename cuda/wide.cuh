@@ -1,0 +1,228 @@
+#pragma once
+
+/// The wide kind: compute-bound items of up to 128 packed rows, 64 for each consumer warpgroup, all on the
+/// same K and V stages. Both products are wgmma: S = Q K^T with Q and K in shared memory, O += P V with P in
+/// registers, V's columns contiguous. S of the next tile is issued before O of this one, so that the softmax
+/// of one tile runs under the products of the other:
+///
+///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ...
+///   registers             | softmax_n-1    | softmax_n-2    | ...
+///
+/// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
+/// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
+
+#include "output.cuh"
+#include "ptx/wgmma.cuh"
+#include "softmax.cuh"
+
+namespace onewave {
+
+inline constexpr int kWideScores = kTileKv / 2;
+inline constexpr int kWideOut = kHeadDim / 2;
+
+class WideConsumer {
+ public:
+  __device__ __forceinline__ WideConsumer(const KernelParams& params, const Work& work, WideTiles& tiles,
+                                          KindRings& rings)
+      : params_(params),
+        work_(work),
+        tiles_(tiles),
+        rings_(rings),
+        scales_(params, work.header),
+        thread_(threadIdx.x % kWarpgroupThreads),
+        warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
+    first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
+  }
+
+  __device__ __forceinline__ void operator()(const WorkItem& item, int kv_head, int32_t& is_last_arrival) {
+    const Output output(params_, work_, item, kv_head);
+    if (item.kv_end == item.kv_begin) {
+      store_empty(output, threadIdx.x - kWarpgroupThreads);
+    } else {
+      attend(item, output);
+    }
+    finish_split(output, work_, threadIdx.x - kWarpgroupThreads, is_last_arrival);
+  }
+
+ private:
+  __device__ __forceinline__ void attend(const WorkItem& item, const Output& output) {
+    float scores[kWideScores];
+    float out[kWideOut];
+    uint32_t weights[kTileKv / 16][4];
+    RowState rows[2];
+    const int visible[2] = {visible_end(item, first_row_, work_.group_size),
+                            visible_end(item, first_row_ + 8, work_.group_size)};
+    const int all_visible = visible_end(item, warpgroup_ * 64, work_.group_size);
+    int tile_begin = item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
+
+    rings_.q.wait_full(at_.q);
+    ptx::fence_proxy_async();
+    if (!kGather && item.kv_end < tile_begin + kTileKv) clear_tail(item.kv_end - tile_begin);
+
+    rings_.k.wait_full(at_.k);
+    issue_scores(scores);
+    ptx::wgmma_wait_group<0>();
+    ptx::fence_registers(scores);
+    rings_.k.release(at_.k);
+    float factors[2];
+    mask(scores, visible, all_visible, tile_begin);
+    softmax(scores, rows, factors);
+    pack_weights(scores, weights);
+
+    bool accumulate = false;
+    while (tile_begin > item.kv_begin) {
+      tile_begin -= kTileKv;
+      rings_.k.wait_full(at_.k);
+      issue_scores(scores);
+      rings_.v.wait_full(at_.v);
+      issue_out(out, weights, accumulate);
+      accumulate = true;
+      ptx::wgmma_wait_group<1>();
+      ptx::fence_registers(scores);
+      rings_.k.release(at_.k);
+      mask(scores, visible, all_visible, tile_begin);
+      softmax(scores, rows, factors);
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(out);
+      rings_.v.release(at_.v);
+#pragma unroll
+      for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
+      pack_weights(scores, weights);
+    }
+    rings_.q.release(at_.q);
+    rings_.v.wait_full(at_.v);
+    issue_out(out, weights, accumulate);
+    ptx::wgmma_wait_group<0>();
+    ptx::fence_registers(out);
+    rings_.v.release(at_.v);
+    store(item, output, out, rows);
+  }
+
+  /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
+  /// warpgroup does all of it for itself: the other's stores are the same.
+  __device__ __forceinline__ void clear_tail(int valid_keys) {
+    constexpr int kPanelChunks = kPanelRowBytes / 16;
+    rings_.v.wait_full(at_.v);
+    uint4* stage = reinterpret_cast<uint4*>(tiles_.v[at_.v.stage]);
+    for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
+#pragma unroll
+      for (int panel = 0; panel < kNumPanels; ++panel)
+        stage[panel * kTileKv * kPanelChunks + i] = make_uint4(0, 0, 0, 0);
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kBarrierWarpgroup + warpgroup_, kWarpgroupThreads);
+  }
+
+  __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
+    constexpr int kStepsPerPanel = kPanelCols / 16;
+    const uint32_t q = ptx::shared_address(tiles_.q) + warpgroup_ * 64 * kPanelRowBytes;
+    const uint32_t k = ptx::shared_address(tiles_.k[at_.k.stage]);
+    if (kGather) ptx::fence_proxy_async();
+    ptx::fence_registers(scores);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      const int panel = step / kStepsPerPanel;
+      const int bytes = step % kStepsPerPanel * 32;
+      ptx::wgmma_m64n128k16<Element>(
+          scores, ptx::wgmma_descriptor(q + panel * kWideTileQ * kPanelRowBytes + bytes, 16),
+          ptx::wgmma_descriptor(k + panel * kTileKv * kPanelRowBytes + bytes, 16), step > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
+                                            const uint32_t (&weights)[kTileKv / 16][4], bool accumulate) {
+    const uint32_t v = ptx::shared_address(tiles_.v[at_.v.stage]);
+    if (kGather) ptx::fence_proxy_async();
+    ptx::fence_registers(out);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kTileKv / 16; ++step) {
+      const uint64_t rows = ptx::wgmma_descriptor(v + step * 16 * kPanelRowBytes, kTileKv * kPanelRowBytes);
+      ptx::wgmma_m64k16_trans<Element>(out, weights[step], rows, accumulate || step > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// Only tiles that touch an edge: the first row of the warpgroup sees the fewest keys.
+  __device__ __forceinline__ void mask(float (&scores)[kWideScores], const int (&visible)[2], int all_visible,
+                                       int tile_begin) const {
+    if (tile_begin + kTileKv <= all_visible) return;
+    const int first_key = tile_begin + thread_ % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kWideScores; ++i) {
+      const int key = first_key + i / 4 * 8 + i % 2;
+      if (key >= visible[i / 2 % 2]) scores[i] = -INFINITY;
+    }
+  }
+
+  /// Scores become weights; the rows' states and the factors for what was accumulated before follow.
+  __device__ __forceinline__ void softmax(float (&scores)[kWideScores], RowState (&rows)[2],
+                                          float (&factors)[2]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float tile_max = -INFINITY;
+#pragma unroll
+      for (int i = 2 * r; i < kWideScores; i += 4)
+        tile_max = fmaxf(tile_max, fmaxf(scores[i], scores[i + 1]));
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
+      factors[r] = rows[r].raise_max(tile_max, scales_.score_log2);
+      const float scaled_max = finite_max(rows[r].m) * scales_.score_log2;
+#pragma unroll
+      for (int i = 2 * r; i < kWideScores; i += 4) {
+        scores[i] = rows[r].add(scores[i], scales_.score_log2, scaled_max);
+        scores[i + 1] = rows[r].add(scores[i + 1], scales_.score_log2, scaled_max);
+      }
+    }
+  }
+
+  /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
+  __device__ __forceinline__ static void pack_weights(const float (&scores)[kWideScores],
+                                                      uint32_t (&weights)[kTileKv / 16][4]) {
+#pragma unroll
+    for (int i = 0; i < kWideScores / 2; ++i)
+      weights[i / 4][i % 4] = ptx::pack<Element>(scores[2 * i], scores[2 * i + 1]);
+  }
+
+  __device__ __forceinline__ void store(const WorkItem& item, const Output& output, float (&out)[kWideOut],
+                                        RowState (&rows)[2]) const {
+    const int first_col = thread_ % 4 * 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float l = rows[r].l;
+      l += __shfl_xor_sync(0xffffffff, l, 1);
+      l += __shfl_xor_sync(0xffffffff, l, 2);
+      const int row = first_row_ + 8 * r;
+      if (row >= item.num_rows) continue;
+      const float scale = row_out_scale(l, scales_.v);
+      if (first_col == 0) output.store_lse(row, row_lse(rows[r].m, l, scales_.score_log2));
+      if (output.split != nullptr) {
+        float* target = output.partial_out_row(row) + first_col;
+#pragma unroll
+        for (int j = 0; j < kHeadDim / 8; ++j)
+          *reinterpret_cast<float2*>(target + 8 * j) =
+              make_float2(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
+      } else {
+        Element* target = output.out_row(row) + first_col;
+#pragma unroll
+        for (int j = 0; j < kHeadDim / 8; ++j)
+          *reinterpret_cast<uint32_t*>(target + 8 * j) =
+              ptx::pack<Element>(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
+      }
+    }
+  }
+
+  const KernelParams& params_;
+  const Work& work_;
+  WideTiles& tiles_;
+  KindRings& rings_;
+  const Scales scales_;
+  const int thread_;     ///< in the warpgroup
+  const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
+  int first_row_;        ///< of this thread, in the tile
+  KindPositions at_;
+};
+
+}  // namespace onewave

@@ -1,0 +1,63 @@
+#pragma once
+
+/// Reading the work list, and what an item means in tensors.
+
+#include "config.cuh"
+
+namespace onewave {
+
+/// The plan as this CTA sees it. Each role reads its own copy: what is held over the branch between the roles
+/// counts against the producer's few registers.
+struct Work {
+  const PlanHeader* header;
+  const WorkItem* items;
+  CtaRecord cta;
+  int group_size;
+
+  __device__ __forceinline__ explicit Work(const void* plan)
+      : header(static_cast<const PlanHeader*>(plan)),
+        items(plan_section<WorkItem>(plan, header->items_offset)),
+        cta(plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x]),
+        group_size(header->group_size) {}
+};
+
+__device__ __forceinline__ bool has_work(const void* plan) {
+  const PlanHeader* header = static_cast<const PlanHeader*>(plan);
+  if (static_cast<int>(blockIdx.x) >= header->num_ctas) return false;
+  const CtaRecord& cta = plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x];
+  return cta.narrow_begin < cta.end;
+}
+
+/// Calls body(item, kv_head) for every kv head of every item. The producer and the consumers run it
+/// identically.
+template <class Body>
+__device__ __forceinline__ void for_each_head(const Work& work, int begin, int end, Body&& body) {
+  for (int i = begin; i < end; ++i) {
+    const WorkItem item = work.items[i];
+    for (int kv_head = item.kv_head_begin; kv_head < item.kv_head_end; ++kv_head) body(item, kv_head);
+  }
+}
+
+__device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
+  return (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
+}
+
+/// First key that row `row` of the tile does not see.
+__device__ __forceinline__ int visible_end(const WorkItem& item, int row, int group_size) {
+  return min(item.kv_end, item.causal_shift + (item.row_begin + row) / group_size + 1);
+}
+
+/// A packed row as a row of q, out and lse.
+struct QueryRow {
+  int64_t token;
+  int head;
+};
+
+__device__ __forceinline__ QueryRow query_row(const WorkItem& item, int kv_head, int row, int group_size) {
+  const int packed = item.row_begin + row;
+  const int token = packed / group_size;
+  return {static_cast<int64_t>(item.q_token_begin) + token,
+          kv_head * group_size + packed - token * group_size};
+}
+
+}  // namespace onewave
