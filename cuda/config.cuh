@@ -32,10 +32,12 @@ inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;
 inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 
-/// Registers by role, at most 64K in all (128 * 56 + 256 * 224). At 40 the producer spills: a few in the TMA
-/// cubins, 11 in the gathering ones, whose addresses are 64-bit.
-inline constexpr int kProducerRegisters = 56;
-inline constexpr int kConsumerRegisters = 224;
+/// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
+/// setmaxnreg waits for ever.
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kConsumerRegisters = 232;
+static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
+              kNumThreads * 168);
 
 /// Stages of the K ring and of the V ring: 128 KiB together. 64 KiB already draw the whole bandwidth; the
 /// wide kind needs two of each to overlap.

@@ -126,7 +126,7 @@ class NarrowJoin {
   }
 
   JoinBuffer& buffer_;
-  const Scales& scales_;
+  const Scales scales_;
   const int lane_;
   const int warp_;  ///< of the consumers, 0..7
 };

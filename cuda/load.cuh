@@ -109,6 +109,7 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
                                              KindTiles& tiles, uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tiles.q);
   const Element* q = static_cast<const Element*>(params.q);
+#pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
   for (int i = thread; i < num_rows * kRowChunks; i += kQueryLoaderThreads) {
     const int row = i / kRowChunks;
     const int chunk = i % kRowChunks;

@@ -44,8 +44,10 @@ __device__ __forceinline__ void merge_splits(const Output& output, int thread) {
 /// After the partials of a split item are stored, by all consumer threads: counts the split, and merges the
 /// tile if it was the last. The barriers carry the threads' stores to the one that fences, and its fence back
 /// to the readers.
-__device__ __forceinline__ void finish_split(const Output& output, const Work& work, int thread,
+__device__ __forceinline__ void finish_split(const KernelParams& params, const Work& work,
+                                             const WorkItem& item, int kv_head, int thread,
                                              int32_t& is_last_arrival) {
+  const Output output(params, work, item, kv_head);
   if (output.split == nullptr) return;
   ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
   if (thread == 0) {

@@ -28,7 +28,8 @@ class NarrowConsumer {
  public:
   __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
                                             NarrowStorage& storage, KindRings& rings, KindPositions& at)
-      : work_(work),
+      : params_(params),
+        work_(work),
         storage_(storage),
         rings_(rings),
         at_(at),
@@ -36,7 +37,7 @@ class NarrowConsumer {
         lane_(threadIdx.x % 32),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
 
-  __device__ __forceinline__ void attend(const WorkItem& item, const Output& output) {
+  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     QueryFragments q;
     float out[kHeadDim / 16][kBlocks][4] = {};
     RowState rows[kBlocks][2];
@@ -50,8 +51,9 @@ class NarrowConsumer {
       rings_.q.release(at_.q);
     }
     const int all_visible = visible_end(item, 0, work_.group_size);
-    for (int tile = num_kv_tiles(item) - 1; tile >= 0; --tile) {
-      const int tile_begin = item.kv_begin + tile * kTileKv;
+    const int kv_begin = item.kv_begin;
+    const int kv_end = item.kv_end;
+    for (int tile_begin = last_tile_begin(item); tile_begin >= kv_begin; tile_begin -= kTileKv) {
       const int first_key = tile_begin + warp_ * 16;
       float scores[kBlocks][4] = {};
       rings_.k.wait_full(at_.k);
@@ -61,15 +63,15 @@ class NarrowConsumer {
       uint32_t weights[kBlocks][2];
       softmax(scores, rows, out, weights);
       rings_.v.wait_full(at_.v);
-      if (first_key + 16 <= item.kv_end) {
+      if (first_key + 16 <= kv_end) {
         multiply_values<false>(out, weights, 16);
       } else {
-        multiply_values<true>(out, weights, item.kv_end - first_key);
+        multiply_values<true>(out, weights, kv_end - first_key);
       }
       rings_.v.release(at_.v);
     }
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
-    NarrowJoin<kRows>(storage_.join, scales_).run(output, rows, out);
+    NarrowJoin<kRows>(storage_.join, scales_).run(Output(params_, work_, item, kv_head), rows, out);
   }
 
  private:
@@ -82,7 +84,7 @@ class NarrowConsumer {
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
-    const uint32_t base = ptx::shared_address(storage_.tiles.k[at_.k.stage]);
+    const uint32_t base = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
       uint32_t k[2][4];
@@ -152,7 +154,7 @@ class NarrowConsumer {
   __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
-    const uint32_t base = ptx::shared_address(storage_.tiles.v[at_.v.stage]);
+    const uint32_t base = ptx::shared_address(storage_.tiles.v[at_.v.stage()]);
     const int key = warp_ * 16 + lane_ / 16 * 8 + lane_ % 8;
     const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
@@ -174,6 +176,7 @@ class NarrowConsumer {
     }
   }
 
+  const KernelParams& params_;
   const Work& work_;
   NarrowStorage& storage_;
   KindRings& rings_;
@@ -193,18 +196,17 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
                                                KindRings& rings, KindPositions& at,
                                                int32_t& is_last_arrival) {
   const int thread = threadIdx.x - kWarpgroupThreads;
-  const Output output(params, work, item, kv_head);
   const int padded_rows = narrow_padded_rows(item.num_rows);
   if (item.kv_end == item.kv_begin) {
-    store_empty(output, thread);
+    store_empty(Output(params, work, item, kv_head), thread);
   } else if (padded_rows == 8) {
-    NarrowConsumer<8>(params, work, storage, rings, at).attend(item, output);
+    NarrowConsumer<8>(params, work, storage, rings, at).attend(item, kv_head);
   } else if (padded_rows == 16) {
-    NarrowConsumer<16>(params, work, storage, rings, at).attend(item, output);
+    NarrowConsumer<16>(params, work, storage, rings, at).attend(item, kv_head);
   } else {
-    NarrowConsumer<32>(params, work, storage, rings, at).attend(item, output);
+    NarrowConsumer<32>(params, work, storage, rings, at).attend(item, kv_head);
   }
-  finish_split(output, work, thread, is_last_arrival);
+  finish_split(params, work, item, kv_head, thread, is_last_arrival);
 }
 
 }  // namespace onewave

@@ -14,15 +14,13 @@ namespace onewave {
 
 template <int kStages>
 struct RingPosition {
-  uint32_t stage = 0;
-  uint32_t parity = 0;  ///< of the current lap; a consumer waits for it, a producer for the lap before
+  static_assert((kStages & (kStages - 1)) == 0);
+  uint32_t count = 0;  ///< stages passed
 
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
+  __device__ __forceinline__ uint32_t stage() const { return count % kStages; }
+  /// Of the current lap; a consumer waits for it, a producer for the lap before.
+  __device__ __forceinline__ uint32_t parity() const { return count / kStages % 2; }
+  __device__ __forceinline__ void advance() { ++count; }
 };
 
 template <int kStages>
@@ -39,17 +37,17 @@ struct Ring {
 
   /// The first lap passes at once: the phase before the first counts as complete.
   __device__ __forceinline__ void wait_empty(const RingPosition<kStages>& position) {
-    ptx::mbarrier_wait(&empty[position.stage], position.parity ^ 1);
+    ptx::mbarrier_wait(&empty[position.stage()], position.parity() ^ 1);
   }
 
   __device__ __forceinline__ void wait_full(const RingPosition<kStages>& position) {
-    ptx::mbarrier_wait(&full[position.stage], position.parity);
+    ptx::mbarrier_wait(&full[position.stage()], position.parity());
   }
 
   /// By every consumer warp, once all its lanes have read the stage.
   __device__ __forceinline__ void release(RingPosition<kStages>& position) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[position.stage]);
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[position.stage()]);
     position.advance();
   }
 };

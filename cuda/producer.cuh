@@ -18,7 +18,7 @@ __device__ __forceinline__ void load_keys_values(const KernelParams& params, con
   const int num_tiles = num_kv_tiles(item);
   const auto load_k = [&](const KvLoader::Rows& rows) {
     rings.k.wait_empty(at.k);
-    loader.load(params.k, params.k_map, rows, kv_head, tiles.k[at.k.stage], &rings.k.full[at.k.stage]);
+    loader.load(params.k, params.k_map, rows, kv_head, tiles.k[at.k.stage()], &rings.k.full[at.k.stage()]);
     at.k.advance();
   };
   KvLoader::Rows rows = loader.lookup(item, num_tiles - 1);
@@ -28,7 +28,7 @@ __device__ __forceinline__ void load_keys_values(const KernelParams& params, con
     const KvLoader::Rows later_rows = loader.lookup(item, max(tile - 2, 0));
     if (tile > 0) load_k(next_rows);
     rings.v.wait_empty(at.v);
-    loader.load(params.v, params.v_map, rows, kv_head, tiles.v[at.v.stage], &rings.v.full[at.v.stage]);
+    loader.load(params.v, params.v_map, rows, kv_head, tiles.v[at.v.stage()], &rings.v.full[at.v.stage()]);
     at.v.advance();
     rows = next_rows;
     next_rows = later_rows;
@@ -44,7 +44,8 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
   const bool loads_queries = kGather || warp != 0;
   const KvLoader loader(params, work.header);
   KindPositions at;
-  for_each_head(work, begin, end, [&](const WorkItem& item, int kv_head) {
+  for_each_head(work, begin, end, [&](const WorkItem& listed_item, int kv_head) {
+    const WorkItem item = listed_item;
     if (item.kv_end == item.kv_begin) return;
     if (loads_queries) {
       rings.q.wait_empty(at.q);

@@ -35,17 +35,17 @@ class WideConsumer {
   }
 
   __device__ __forceinline__ void operator()(const WorkItem& item, int kv_head, int32_t& is_last_arrival) {
-    const Output output(params_, work_, item, kv_head);
+    const int thread = threadIdx.x - kWarpgroupThreads;
     if (item.kv_end == item.kv_begin) {
-      store_empty(output, threadIdx.x - kWarpgroupThreads);
+      store_empty(Output(params_, work_, item, kv_head), thread);
     } else {
-      attend(item, output);
+      attend(item, kv_head);
     }
-    finish_split(output, work_, threadIdx.x - kWarpgroupThreads, is_last_arrival);
+    finish_split(params_, work_, item, kv_head, thread, is_last_arrival);
   }
 
  private:
-  __device__ __forceinline__ void attend(const WorkItem& item, const Output& output) {
+  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     float scores[kWideScores];
     float out[kWideOut];
     uint32_t weights[kTileKv / 16][4];
@@ -53,7 +53,8 @@ class WideConsumer {
     const int visible[2] = {visible_end(item, first_row_, work_.group_size),
                             visible_end(item, first_row_ + 8, work_.group_size)};
     const int all_visible = visible_end(item, warpgroup_ * 64, work_.group_size);
-    int tile_begin = item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
+    const int kv_begin = item.kv_begin;
+    int tile_begin = last_tile_begin(item);
 
     rings_.q.wait_full(at_.q);
     ptx::fence_proxy_async();
@@ -70,7 +71,7 @@ class WideConsumer {
     pack_weights(scores, weights);
 
     bool accumulate = false;
-    while (tile_begin > item.kv_begin) {
+    while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
       rings_.k.wait_full(at_.k);
       issue_scores(scores);
@@ -95,7 +96,7 @@ class WideConsumer {
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
-    store(item, output, out, rows);
+    store(Output(params_, work_, item, kv_head), out, rows);
   }
 
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
@@ -103,7 +104,7 @@ class WideConsumer {
   __device__ __forceinline__ void clear_tail(int valid_keys) {
     constexpr int kPanelChunks = kPanelRowBytes / 16;
     rings_.v.wait_full(at_.v);
-    uint4* stage = reinterpret_cast<uint4*>(tiles_.v[at_.v.stage]);
+    uint4* stage = reinterpret_cast<uint4*>(tiles_.v[at_.v.stage()]);
     for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
 #pragma unroll
       for (int panel = 0; panel < kNumPanels; ++panel)
@@ -116,7 +117,7 @@ class WideConsumer {
   __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
     constexpr int kStepsPerPanel = kPanelCols / 16;
     const uint32_t q = ptx::shared_address(tiles_.q) + warpgroup_ * 64 * kPanelRowBytes;
-    const uint32_t k = ptx::shared_address(tiles_.k[at_.k.stage]);
+    const uint32_t k = ptx::shared_address(tiles_.k[at_.k.stage()]);
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
@@ -133,7 +134,7 @@ class WideConsumer {
 
   __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
                                             const uint32_t (&weights)[kTileKv / 16][4], bool accumulate) {
-    const uint32_t v = ptx::shared_address(tiles_.v[at_.v.stage]);
+    const uint32_t v = ptx::shared_address(tiles_.v[at_.v.stage()]);
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
@@ -186,7 +187,7 @@ class WideConsumer {
       weights[i / 4][i % 4] = ptx::pack<Element>(scores[2 * i], scores[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void store(const WorkItem& item, const Output& output, float (&out)[kWideOut],
+  __device__ __forceinline__ void store(const Output& output, float (&out)[kWideOut],
                                         RowState (&rows)[2]) const {
     const int first_col = thread_ % 4 * 2;
 #pragma unroll
@@ -195,7 +196,7 @@ class WideConsumer {
       l += __shfl_xor_sync(0xffffffff, l, 1);
       l += __shfl_xor_sync(0xffffffff, l, 2);
       const int row = first_row_ + 8 * r;
-      if (row >= item.num_rows) continue;
+      if (row >= output.item.num_rows) continue;
       const float scale = row_out_scale(l, scales_.v);
       if (first_col == 0) output.store_lse(row, row_lse(rows[r].m, l, scales_.score_log2));
       if (output.split != nullptr) {

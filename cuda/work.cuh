@@ -29,17 +29,22 @@ __device__ __forceinline__ bool has_work(const void* plan) {
 }
 
 /// Calls body(item, kv_head) for every kv head of every item. The producer and the consumers run it
-/// identically.
+/// identically. The item stays in (cached) global memory: a body copies what its inner loop needs, the rest
+/// holds no registers.
 template <class Body>
 __device__ __forceinline__ void for_each_head(const Work& work, int begin, int end, Body&& body) {
   for (int i = begin; i < end; ++i) {
-    const WorkItem item = work.items[i];
+    const WorkItem& item = work.items[i];
     for (int kv_head = item.kv_head_begin; kv_head < item.kv_head_end; ++kv_head) body(item, kv_head);
   }
 }
 
 __device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
   return (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
+}
+
+__device__ __forceinline__ int last_tile_begin(const WorkItem& item) {
+  return item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
 }
 
 /// First key that row `row` of the tile does not see.
