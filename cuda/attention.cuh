@@ -21,7 +21,7 @@ namespace onewave {
 __device__ __forceinline__ void run_producer(const KernelParams& params, SharedStorage& storage) {
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
-  if (!kGather && threadIdx.x == 0) {
+  if (!kGather && threadIdx.x == 0 && params.num_pages > 0) {
     ptx::prefetch_tensor_map(&params.k_map);
     ptx::prefetch_tensor_map(&params.v_map);
   }

@@ -1,0 +1,102 @@
+# The table of kernels: each row is cuda/attention.cu compiled once more. The rows become cubins, the cubins an
+# assembly file that embeds them, and the table itself the C++ array that cpp/kernels.cpp looks them up in.
+
+set(ONEWAVE_KERNELS
+    # dtype  head_dim  loader
+    "bf16    64        tma"
+    "bf16    64        gather"
+    "bf16    128       tma"
+    "bf16    128       gather"
+    "fp16    64        tma"
+    "fp16    64        gather"
+    "fp16    128       tma"
+    "fp16    128       gather")
+
+# What the words of the table are in C++ (onewave/types.h, onewave/device.h) and in the kernel (cuda/config.cuh).
+set(_cpp_bf16 DType::kBFloat16)
+set(_cpp_fp16 DType::kFloat16)
+set(_cpp_tma Loader::kTma)
+set(_cpp_gather Loader::kGather)
+set(_cuda_bf16 __nv_bfloat16)
+set(_cuda_fp16 __half)
+set(_cuda_tma 0)
+set(_cuda_gather 1)
+
+# All that a kernel can include of ours. A list and not a DEPFILE: CMake keeps those in CMakeFiles, which
+# scikit-build-core clears in each new isolated environment, and every `pip install` would compile all kernels anew.
+file(
+  GLOB_RECURSE _kernel_includes CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/cuda/*.h" "${PROJECT_SOURCE_DIR}/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cpp/include/*.h")
+
+function(onewave_compile_kernel name cubin dtype head_dim loader)
+  set(source "${PROJECT_SOURCE_DIR}/cuda/attention.cu")
+  set(script "${PROJECT_SOURCE_DIR}/cmake/CompileKernel.cmake")
+  set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
+  set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM=${head_dim};ONEWAVE_LOADER=${_cuda_${loader}}")
+  add_custom_command(
+    OUTPUT "${cubin}"
+    BYPRODUCTS "${cubin}.txt" "${cubin}.csv"
+    COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${source}" "-DCUBIN=${cubin}"
+            "-DINCLUDES=${includes}" "-DDEFINES=${defines}" -P "${script}"
+    DEPENDS "${source}" "${script}" "${Nvcc_EXECUTABLE}" ${_kernel_includes}
+    COMMENT "Compiling kernel ${name}"
+    VERBATIM)
+endfunction()
+
+# onewave_add_kernels(<out: sources>): the two generated sources. Defines the target onewave_kernels, the cubins and
+# their table of resources, kernel_resources.csv in the build folder.
+function(onewave_add_kernels out_sources)
+  set(dir "${PROJECT_BINARY_DIR}/kernels")
+  file(MAKE_DIRECTORY "${dir}")
+  set(asm ".section .rodata, \"a\"\n")
+  set(declarations "")
+  set(rows "")
+  set(cubins "")
+
+  foreach(row IN LISTS ONEWAVE_KERNELS)
+    separate_arguments(row UNIX_COMMAND "${row}")
+    list(GET row 0 dtype)
+    list(GET row 1 head_dim)
+    list(GET row 2 loader)
+    set(name "${dtype}_d${head_dim}_${loader}")
+    set(cubin "${dir}/${name}.cubin")
+    onewave_compile_kernel("${name}" "${cubin}" "${dtype}" "${head_dim}" "${loader}")
+
+    set(symbol "onewave_cubin_${name}")
+    string(APPEND asm ".balign 64\n.hidden ${symbol}, ${symbol}_end\n.global ${symbol}, ${symbol}_end\n"
+           "${symbol}:\n.incbin \"${cubin}\"\n${symbol}_end:\n")
+    string(APPEND declarations "extern \"C\" const unsigned char ${symbol}[], ${symbol}_end[];\n")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${symbol}, ${symbol}_end},\n")
+    list(APPEND cubins "${cubin}")
+  endforeach()
+  string(APPEND asm ".section .note.GNU-stack, \"\", @progbits\n")
+
+  file(CONFIGURE OUTPUT "${dir}/cubins.S" CONTENT "${asm}" @ONLY)
+  file(CONFIGURE OUTPUT "${dir}/embedded_kernels.cpp" CONTENT [[
+#include "kernels.h"
+
+@declarations@
+namespace onewave {
+
+const EmbeddedKernel kEmbeddedKernels[] = {
+@rows@};
+const size_t kNumEmbeddedKernels = sizeof(kEmbeddedKernels) / sizeof(kEmbeddedKernels[0]);
+
+}  // namespace onewave
+]] @ONLY)
+  # .incbin is invisible to the compiler's dependency scan.
+  set_source_files_properties("${dir}/cubins.S" PROPERTIES OBJECT_DEPENDS "${cubins}")
+
+  set(resources "${PROJECT_BINARY_DIR}/kernel_resources.csv")
+  file(CONFIGURE OUTPUT "${dir}/header.csv"
+       CONTENT "kernel,registers,stack_bytes,static_smem_bytes,cubin_bytes\n" @ONLY)
+  list(TRANSFORM cubins APPEND .csv OUTPUT_VARIABLE cubin_rows)
+  add_custom_command(
+    OUTPUT "${resources}"
+    COMMAND "${CMAKE_COMMAND}" -E cat "${dir}/header.csv" ${cubin_rows} > "${resources}"
+    DEPENDS ${cubins} "${dir}/header.csv"
+    VERBATIM)
+  add_custom_target(onewave_kernels ALL DEPENDS ${cubins} "${resources}")
+
+  set(${out_sources} "${dir}/cubins.S" "${dir}/embedded_kernels.cpp" PARENT_SCOPE)
+endfunction()

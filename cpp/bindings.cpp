@@ -1,0 +1,273 @@
+/// The private extension module onewave._core: the public C++ API with addresses as plain integers, so that
+/// nothing here depends on the ABI of a tensor library. Checks of shapes and types are the business of the
+/// Python callers.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <onewave/device.h>
+#include <onewave/error.h>
+#include <onewave/executor.h>
+#include <onewave/planner.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace onewave {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);  // NOLINT: the caller's integer is an address by contract
+}
+
+nb::bytes to_bytes(const PlanHeader* plan) { return nb::bytes(plan, plan->num_bytes); }
+
+/// The header at the start of a copy of a plan that came back from Python.
+const PlanHeader* plan_header(const nb::bytes& plan) {
+  const auto* header = reinterpret_cast<const PlanHeader*>(plan.c_str());
+  if (plan.size() < sizeof(PlanHeader) || header->magic != kPlanMagic || header->num_bytes > plan.size()) {
+    throw InvalidArgument("plan: these " + std::to_string(plan.size()) + " bytes are not a whole plan");
+  }
+  if (header->version != kPlanVersion) {
+    throw InvalidArgument("plan: it has version " + std::to_string(header->version) + ", it must be " +
+                          std::to_string(kPlanVersion));
+  }
+  return header;
+}
+
+BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, int32_t batch_size,
+                     uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices) {
+  return {
+      .shape = shape,
+      .causal = causal,
+      .sm_scale = sm_scale,
+      .batch_size = batch_size,
+      .qo_indptr = pointer<const int32_t>(qo_indptr),
+      .kv_indptr = pointer<const int32_t>(kv_indptr),
+      .kv_len_arr = pointer<const int32_t>(kv_len_arr),
+      .kv_indices = pointer<const int32_t>(kv_indices),
+  };
+}
+
+nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& shape, bool causal,
+                              float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
+                              uintptr_t kv_len_arr, uintptr_t kv_indices) {
+  struct alignas(kPlanAlignment) Block {
+    std::byte bytes[kPlanAlignment];
+  };
+  const size_t capacity = workspace_layout(limits, shape).plan_bytes;
+  const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
+  const BatchSpec batch =
+      batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices);
+  return to_bytes(plan_batch(batch, limits, buffer.get()));
+}
+
+void execute_plan_bytes(const nb::bytes& plan, const RunArgs& args, int num_threads) {
+  const PlanHeader* header = plan_header(plan);
+  const nb::gil_scoped_release unlocked;
+  execute_plan(header, args, num_threads);
+}
+
+/// A DeviceAttention and the shape that each of its batches must have.
+struct BoundAttention {
+  BoundAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, uintptr_t workspace)
+      : shape(shape), attention(device, limits, shape, pointer<void>(workspace)) {}
+
+  void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
+            uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream) {
+    attention.plan(
+        batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices),
+        pointer<void>(stream));
+  }
+
+  void run(const RunArgs& args, uintptr_t stream) { attention.run(args, pointer<void>(stream)); }
+
+  nb::bytes plan_bytes() const {
+    if (attention.last_plan() == nullptr)
+      throw InvalidArgument("plan_bytes(): there is no plan yet, call plan()");
+    return to_bytes(attention.last_plan());
+  }
+
+  AttentionShape shape;
+  DeviceAttention attention;
+};
+
+/// Name, struct-module character and offset of a record's field, as a tuple.
+template <class Field>
+nb::tuple layout_field(const char* name, size_t offset) {
+  static_assert(sizeof(Field) == 4 || std::is_same_v<Field, uint64_t>);
+  const char* format = std::is_same_v<Field, float>      ? "f"
+                       : std::is_same_v<Field, int32_t>  ? "i"
+                       : std::is_same_v<Field, uint32_t> ? "I"
+                                                         : "Q";
+  return nb::make_tuple(name, format, offset);
+}
+
+// The only way to say a member's name and its offset together.
+#define ONEWAVE_FIELD(record, field) layout_field<decltype(record::field)>(#field, offsetof(record, field))
+
+template <class... Fields>
+nb::tuple record_layout(size_t size, Fields... fields) {
+  nb::list list;
+  (list.append(fields), ...);
+  return nb::make_tuple(size, list);
+}
+
+nb::tuple header_layout() {
+  return record_layout(sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic),
+                       ONEWAVE_FIELD(PlanHeader, version), ONEWAVE_FIELD(PlanHeader, num_bytes),
+                       ONEWAVE_FIELD(PlanHeader, num_ctas), ONEWAVE_FIELD(PlanHeader, num_items),
+                       ONEWAVE_FIELD(PlanHeader, num_split_tiles), ONEWAVE_FIELD(PlanHeader, num_counters),
+                       ONEWAVE_FIELD(PlanHeader, num_partial_rows), ONEWAVE_FIELD(PlanHeader, ctas_offset),
+                       ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
+                       ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, kv_indices),
+                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
+                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
+                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
+                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+}
+
+nb::tuple work_item_layout() {
+  return record_layout(sizeof(WorkItem), ONEWAVE_FIELD(WorkItem, request),
+                       ONEWAVE_FIELD(WorkItem, q_token_begin), ONEWAVE_FIELD(WorkItem, row_begin),
+                       ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
+                       ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
+                       ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
+                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, split_tile),
+                       ONEWAVE_FIELD(WorkItem, split_idx));
+}
+
+nb::dict plan_layout() {
+  nb::dict layout;
+  layout["PlanHeader"] = header_layout();
+  layout["CtaRecord"] = record_layout(sizeof(CtaRecord), ONEWAVE_FIELD(CtaRecord, narrow_begin),
+                                      ONEWAVE_FIELD(CtaRecord, wide_begin), ONEWAVE_FIELD(CtaRecord, end),
+                                      ONEWAVE_FIELD(CtaRecord, predicted_us));
+  layout["WorkItem"] = work_item_layout();
+  layout["SplitTile"] = record_layout(
+      sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin), ONEWAVE_FIELD(SplitTile, row_begin),
+      ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
+      ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
+      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, counter_begin));
+  return layout;
+}
+
+#undef ONEWAVE_FIELD
+
+void bind_enums(nb::module_& m) {
+  nb::enum_<DType>(m, "DType")
+      .value("FLOAT32", DType::kFloat32)
+      .value("FLOAT16", DType::kFloat16)
+      .value("BFLOAT16", DType::kBFloat16);
+  nb::enum_<Loader>(m, "Loader").value("TMA", Loader::kTma).value("GATHER", Loader::kGather);
+}
+
+void bind_planner(nb::module_& m) {
+  nb::class_<PlanLimits>(m, "PlanLimits")
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t>(), "max_batch_size"_a, "max_total_qo_len"_a,
+           "max_kv_len"_a, "num_ctas"_a)
+      .def_ro("max_batch_size", &PlanLimits::max_batch_size)
+      .def_ro("max_total_qo_len", &PlanLimits::max_total_qo_len)
+      .def_ro("max_kv_len", &PlanLimits::max_kv_len)
+      .def_ro("num_ctas", &PlanLimits::num_ctas);
+  nb::class_<AttentionShape>(m, "AttentionShape")
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
+           "head_dim"_a, "page_size"_a, "dtype"_a)
+      .def_ro("num_qo_heads", &AttentionShape::num_qo_heads)
+      .def_ro("num_kv_heads", &AttentionShape::num_kv_heads)
+      .def_ro("head_dim", &AttentionShape::head_dim)
+      .def_ro("page_size", &AttentionShape::page_size)
+      .def_ro("dtype", &AttentionShape::dtype);
+  nb::class_<WorkspaceLayout>(m, "WorkspaceLayout")
+      .def_ro("plan_bytes", &WorkspaceLayout::plan_bytes)
+      .def_ro("partial_lse_offset", &WorkspaceLayout::partial_lse_offset)
+      .def_ro("partial_out_offset", &WorkspaceLayout::partial_out_offset)
+      .def_ro("total_bytes", &WorkspaceLayout::total_bytes)
+      .def_ro("max_partial_rows", &WorkspaceLayout::max_partial_rows);
+  m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
+  m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
+        "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a);
+  m.def("plan_layout", &plan_layout);
+}
+
+void bind_executor(nb::module_& m) {
+  nb::class_<RunArgs>(m, "RunArgs")
+      .def(
+          "__init__",
+          [](RunArgs* self, DType dtype, uintptr_t q, int64_t q_token_stride, int64_t q_head_stride,
+             uintptr_t k, int64_t k_page_stride, int64_t k_token_stride, int64_t k_head_stride, uintptr_t v,
+             int64_t v_page_stride, int64_t v_token_stride, int64_t v_head_stride, int64_t num_pages,
+             uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, uintptr_t lse, float k_scale,
+             float v_scale, uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
+            new (self) RunArgs{
+                .dtype = dtype,
+                .q = pointer<const void>(q),
+                .q_token_stride = q_token_stride,
+                .q_head_stride = q_head_stride,
+                .k = {pointer<const void>(k), k_page_stride, k_token_stride, k_head_stride},
+                .v = {pointer<const void>(v), v_page_stride, v_token_stride, v_head_stride},
+                .num_pages = num_pages,
+                .out = pointer<void>(out),
+                .out_token_stride = out_token_stride,
+                .out_head_stride = out_head_stride,
+                .lse = pointer<float>(lse),
+                .k_scale = k_scale,
+                .v_scale = v_scale,
+                .k_scale_ptr = pointer<const float>(k_scale_ptr),
+                .v_scale_ptr = pointer<const float>(v_scale_ptr),
+            };
+          },
+          "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
+          "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
+          "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "lse"_a,
+          "k_scale"_a, "v_scale"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
+  m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
+}
+
+void bind_device(nb::module_& m) {
+  nb::class_<DeviceInfo>(m, "DeviceInfo")
+      .def_ro("name", &DeviceInfo::name)
+      .def_ro("num_sms", &DeviceInfo::num_sms)
+      .def_ro("capability_major", &DeviceInfo::capability_major)
+      .def_ro("capability_minor", &DeviceInfo::capability_minor)
+      .def_ro("driver_version", &DeviceInfo::driver_version);
+  nb::class_<KernelInfo>(m, "KernelInfo")
+      .def_ro("dtype", &KernelInfo::dtype)
+      .def_ro("head_dim", &KernelInfo::head_dim)
+      .def_ro("loader", &KernelInfo::loader)
+      .def_ro("num_bytes", &KernelInfo::num_bytes);
+  m.def("device_info", &device_info, "device"_a);
+  m.def("list_kernels", &list_kernels);
+  m.def("choose_loader", &choose_loader, "page_size"_a);
+
+  // plan() may wait for a buffer of the ring and run() for room in the launch queue: both let other threads
+  // go on.
+  nb::class_<BoundAttention>(m, "DeviceAttention")
+      .def(nb::init<int32_t, const PlanLimits&, const AttentionShape&, uintptr_t>(), "device"_a, "limits"_a,
+           "shape"_a, "workspace"_a)
+      .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
+           "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a)
+      .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a)
+      .def("plan_bytes", &BoundAttention::plan_bytes);
+}
+
+}  // namespace
+}  // namespace onewave
+
+NB_MODULE(_core, m) {
+  m.attr("version") = ONEWAVE_VERSION;
+  nanobind::exception<onewave::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  onewave::bind_enums(m);
+  onewave::bind_planner(m);
+  onewave::bind_executor(m);
+  onewave::bind_device(m);
+}

@@ -1,0 +1,90 @@
+#pragma once
+
+/// The arithmetic of one work item and kv head on the CPU: online softmax over tiles of kTileKv keys, in
+/// float32, with scores in base 2.
+
+#include <onewave/plan_format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace onewave {
+
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+/// out[0 .. num_cols) += x[0 .. num_rows) * matrix[num_rows, num_cols]; num_cols is a multiple of 32. Columns
+/// are the inner loop, so that no sum has to be reordered for it to vectorise.
+inline void add_vector_matrix(const float* x, const float* matrix, int32_t num_rows, int32_t num_cols,
+                              float* out) {
+  constexpr int32_t kBlock = 32;
+  for (int32_t col = 0; col < num_cols; col += kBlock) {
+    float sums[kBlock];
+    std::copy_n(out + col, kBlock, sums);
+    for (int32_t row = 0; row < num_rows; ++row) {
+      const float* values = matrix + static_cast<int64_t>(row) * num_cols + col;
+      for (int32_t i = 0; i < kBlock; ++i) sums[i] += x[row] * values[i];
+    }
+    std::copy_n(sums, kBlock, out + col);
+  }
+}
+
+/// What one thread works in, reused from item to item.
+struct TileScratch {
+  explicit TileScratch(int32_t head_dim)
+      : q(static_cast<size_t>(kWideTileQ) * head_dim),
+        k_transposed(static_cast<size_t>(head_dim) * kTileKv),
+        v(static_cast<size_t>(kTileKv) * head_dim),
+        out(static_cast<size_t>(kWideTileQ) * head_dim) {}
+
+  std::vector<float> q;             ///< [row, column]
+  std::vector<float> k_transposed;  ///< [column, key]
+  std::vector<float> v;             ///< [key, column]
+  std::vector<float> out;           ///< [row, column], not yet normalised
+  float m[kWideTileQ];              ///< largest score of a row so far
+  float l[kWideTileQ];              ///< sum of 2^(score - m)
+  float scores[kTileKv];
+
+  /// Before the first tile of keys; `num_rows` rows of q are there.
+  void reset(int32_t num_rows, int32_t head_dim) {
+    std::fill_n(out.begin(), static_cast<size_t>(num_rows) * head_dim, 0.0f);
+    std::fill_n(m, num_rows, kMinusInfinity);
+    std::fill_n(l, num_rows, 0.0f);
+  }
+
+  /// One row against the first `num_keys` keys of the tile in k_transposed and v; later keys are not looked
+  /// at.
+  void add_keys(int32_t row, int32_t num_keys, int32_t head_dim, float score_scale) {
+    std::fill_n(scores, kTileKv, 0.0f);
+    add_vector_matrix(&q[static_cast<size_t>(row) * head_dim], k_transposed.data(), head_dim, kTileKv,
+                      scores);
+    float max_score = m[row];
+    for (int32_t key = 0; key < num_keys; ++key) {
+      scores[key] *= score_scale;
+      max_score = std::max(max_score, scores[key]);
+    }
+    // Where all scores are -inf, so is the maximum, and their weights are to be 0.
+    const float reference = max_score == kMinusInfinity ? 0.0f : max_score;
+    const float decay = std::exp2(m[row] - reference);
+    float* out_row = &out[static_cast<size_t>(row) * head_dim];
+    for (int32_t column = 0; column < head_dim; ++column) out_row[column] *= decay;
+    float sum = 0.0f;
+    for (int32_t key = 0; key < num_keys; ++key) {
+      scores[key] = std::exp2(scores[key] - reference);
+      sum += scores[key];
+    }
+    m[row] = max_score;
+    l[row] = l[row] * decay + sum;
+    add_vector_matrix(scores, v.data(), num_keys, head_dim, out_row);
+  }
+
+  /// The row's log-sum-exp in base 2; -inf where it saw no key.
+  float lse(int32_t row) const { return l[row] == 0.0f ? kMinusInfinity : m[row] + std::log2(l[row]); }
+
+  /// The factor that normalises the row's output: a row that saw no key becomes 0.
+  float out_scale(int32_t row, float v_scale) const { return l[row] == 0.0f ? 0.0f : v_scale / l[row]; }
+};
+
+}  // namespace onewave

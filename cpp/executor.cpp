@@ -1,0 +1,219 @@
+/// Runs a plan as the kernel does: every CTA walks its list, a split item leaves partials, and the last split
+/// of a tile to arrive merges it. Threads take the place of SMs. No loop here knows the batch: only records
+/// of the plan.
+
+#include <onewave/executor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "cpu_float.h"
+#include "cpu_tile.h"
+
+namespace onewave {
+namespace {
+
+/// A row of q, out and lse.
+struct QueryRow {
+  int64_t token;
+  int64_t head;
+};
+
+float scale_of(float scale, const float* pointer) { return pointer == nullptr ? scale : scale * *pointer; }
+
+/// One call: the plan, the tensors, and the partials that its threads share.
+template <class Element>
+class Execution {
+ public:
+  Execution(const PlanHeader& header, const RunArgs& args)
+      : header_(header),
+        args_(args),
+        ctas_(plan_section<CtaRecord>(&header, header.ctas_offset)),
+        items_(plan_section<WorkItem>(&header, header.items_offset)),
+        split_tiles_(plan_section<SplitTile>(&header, header.split_tiles_offset)),
+        kv_indices_(reinterpret_cast<const int32_t*>(header.kv_indices)),
+        score_scale_(header.sm_scale_log2 * scale_of(args.k_scale, args.k_scale_ptr)),
+        v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
+        partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim),
+        partial_lse_(header.num_partial_rows),
+        arrivals_(header.num_counters) {}
+
+  void run_cta(int32_t cta, TileScratch& scratch) {
+    for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].end; ++i) {
+      const WorkItem& item = items_[i];
+      // A plan from which a merge record was taken has no place for the partials of its items.
+      if (item.split_tile >= header_.num_split_tiles) continue;
+      for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_item(item, head, scratch);
+    }
+  }
+
+ private:
+  QueryRow query_row(int32_t q_token_begin, int32_t packed_row, int32_t kv_head) const {
+    return {.token = q_token_begin + packed_row / header_.group_size,
+            .head = static_cast<int64_t>(kv_head) * header_.group_size + packed_row % header_.group_size};
+  }
+
+  const Element* kv_row(const PagedTensor& tensor, int64_t page, int64_t token, int32_t kv_head) const {
+    return static_cast<const Element*>(tensor.data) + page * tensor.page_stride +
+           token * tensor.token_stride + kv_head * tensor.head_stride;
+  }
+
+  void load_queries(const WorkItem& item, int32_t kv_head, TileScratch& scratch) const {
+    for (int32_t row = 0; row < item.num_rows; ++row) {
+      const QueryRow source = query_row(item.q_token_begin, item.row_begin + row, kv_head);
+      const Element* elements = static_cast<const Element*>(args_.q) + source.token * args_.q_token_stride +
+                                source.head * args_.q_head_stride;
+      float* q = &scratch.q[static_cast<size_t>(row) * header_.head_dim];
+      for (int32_t column = 0; column < header_.head_dim; ++column) q[column] = to_float(elements[column]);
+    }
+  }
+
+  /// Keys [begin, end): what lies behind the item's last key is never read, it may be anything.
+  void load_keys(const WorkItem& item, int32_t kv_head, int32_t begin, int32_t end,
+                 TileScratch& scratch) const {
+    for (int32_t key = begin; key < end; ++key) {
+      const int64_t page = kv_indices_[item.page_begin + key / header_.page_size];
+      const int64_t token = key % header_.page_size;
+      const Element* k = kv_row(args_.k, page, token, kv_head);
+      const Element* v = kv_row(args_.v, page, token, kv_head);
+      const int32_t row = key - begin;
+      float* v_row = &scratch.v[static_cast<size_t>(row) * header_.head_dim];
+      for (int32_t column = 0; column < header_.head_dim; ++column) {
+        scratch.k_transposed[static_cast<size_t>(column) * kTileKv + row] = to_float(k[column]);
+        v_row[column] = to_float(v[column]);
+      }
+    }
+  }
+
+  void run_item(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
+    load_queries(item, kv_head, scratch);
+    scratch.reset(item.num_rows, header_.head_dim);
+    const int32_t num_tiles = (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
+    for (int32_t tile = num_tiles - 1; tile >= 0; --tile) {
+      const int32_t begin = item.kv_begin + tile * kTileKv;
+      const int32_t end = std::min(begin + kTileKv, item.kv_end);
+      load_keys(item, kv_head, begin, end, scratch);
+      for (int32_t row = 0; row < item.num_rows; ++row) {
+        const int32_t visible_end = item.causal_shift + (item.row_begin + row) / header_.group_size + 1;
+        const int32_t num_keys = std::min(end, visible_end) - begin;
+        if (num_keys > 0) scratch.add_keys(row, num_keys, header_.head_dim, score_scale_);
+      }
+    }
+    if (item.split_tile < 0) {
+      store_output(item, kv_head, scratch);
+    } else {
+      store_partials(item, kv_head, scratch);
+    }
+  }
+
+  void store_output(const WorkItem& item, int32_t kv_head, const TileScratch& scratch) const {
+    for (int32_t row = 0; row < item.num_rows; ++row) {
+      const QueryRow target = query_row(item.q_token_begin, item.row_begin + row, kv_head);
+      store_row(target, &scratch.out[static_cast<size_t>(row) * header_.head_dim],
+                scratch.out_scale(row, v_scale_), scratch.lse(row));
+    }
+  }
+
+  void store_row(const QueryRow& target, const float* values, float scale, float lse) const {
+    Element* out = static_cast<Element*>(args_.out) + target.token * args_.out_token_stride +
+                   target.head * args_.out_head_stride;
+    for (int32_t column = 0; column < header_.head_dim; ++column) {
+      out[column] = from_float<Element>(values[column] * scale);
+    }
+    if (args_.lse != nullptr) args_.lse[target.token * header_.num_qo_heads + target.head] = lse;
+  }
+
+  int64_t partial_row(const SplitTile& tile, int32_t kv_head, int32_t split_idx, int32_t row) const {
+    const int64_t head = kv_head - tile.kv_head_begin;
+    return tile.partial_row_begin + (head * tile.num_splits + split_idx) * tile.num_rows + row;
+  }
+
+  void store_partials(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
+    const SplitTile& tile = split_tiles_[item.split_tile];
+    for (int32_t row = 0; row < item.num_rows; ++row) {
+      const int64_t target = partial_row(tile, kv_head, item.split_idx, row);
+      const float* source = &scratch.out[static_cast<size_t>(row) * header_.head_dim];
+      const float scale = scratch.out_scale(row, v_scale_);
+      float* out = &partial_out_[target * header_.head_dim];
+      for (int32_t column = 0; column < header_.head_dim; ++column) out[column] = source[column] * scale;
+      partial_lse_[target] = scratch.lse(row);
+    }
+    std::atomic<int32_t>& arrivals = arrivals_[tile.counter_begin + kv_head - tile.kv_head_begin];
+    if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 == tile.num_splits)
+      merge(tile, kv_head, scratch);
+  }
+
+  /// lse = log2(sum_s 2^lse_s), out = sum_s 2^(lse_s - lse) out_s, with s in the order of the plan, so that
+  /// the result does not depend on which thread was last.
+  void merge(const SplitTile& tile, int32_t kv_head, TileScratch& scratch) const {
+    float* sum = scratch.out.data();
+    for (int32_t row = 0; row < tile.num_rows; ++row) {
+      float max_lse = kMinusInfinity;
+      for (int32_t split = 0; split < tile.num_splits; ++split) {
+        max_lse = std::max(max_lse, partial_lse_[partial_row(tile, kv_head, split, row)]);
+      }
+      const float reference = max_lse == kMinusInfinity ? 0.0f : max_lse;
+      float total = 0.0f;
+      std::fill_n(sum, header_.head_dim, 0.0f);
+      for (int32_t split = 0; split < tile.num_splits; ++split) {
+        const int64_t source = partial_row(tile, kv_head, split, row);
+        const float weight = std::exp2(partial_lse_[source] - reference);
+        total += weight;
+        add_vector_matrix(&weight, &partial_out_[source * header_.head_dim], 1, header_.head_dim, sum);
+      }
+      const float lse = total == 0.0f ? kMinusInfinity : reference + std::log2(total);
+      store_row(query_row(tile.q_token_begin, tile.row_begin + row, kv_head), sum,
+                total == 0.0f ? 0.0f : 1.0f / total, lse);
+    }
+  }
+
+  const PlanHeader& header_;
+  const RunArgs& args_;
+  const CtaRecord* ctas_;
+  const WorkItem* items_;
+  const SplitTile* split_tiles_;
+  const int32_t* kv_indices_;
+  const float score_scale_;
+  const float v_scale_;
+  std::vector<float> partial_out_;
+  std::vector<float> partial_lse_;
+  std::vector<std::atomic<int32_t>> arrivals_;  ///< of each (split tile, kv head)
+};
+
+template <class Element>
+void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
+  Execution<Element> execution(header, args);
+  // All memory is there before the first thread starts: a thread that throws ends the process.
+  std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim));
+  std::atomic<int32_t> next_cta = 0;
+  const auto work = [&](int32_t thread) {
+    for (int32_t cta = next_cta++; cta < header.num_ctas; cta = next_cta++) {
+      execution.run_cta(cta, scratch[thread]);
+    }
+  };
+  std::vector<std::jthread> threads;
+  for (int32_t thread = 1; thread < num_threads; ++thread) threads.emplace_back(work, thread);
+  work(0);
+}
+
+}  // namespace
+
+void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) {
+  const int32_t wanted =
+      num_threads > 0 ? num_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
+  const int32_t used = std::clamp(wanted, 1, std::max(plan->num_ctas, 1));
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return execute<float>(*plan, args, used);
+    case DType::kFloat16:
+      return execute<Float16>(*plan, args, used);
+    case DType::kBFloat16:
+      return execute<BFloat16>(*plan, args, used);
+  }
+}
+
+}  // namespace onewave

@@ -1,0 +1,111 @@
+#include "kernels.h"
+
+#include <onewave/error.h>
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <span>
+#include <string>
+
+#include "driver.h"
+#include "params.h"
+
+namespace onewave {
+namespace {
+
+constexpr const char* kEntryName = "onewave_attention";
+
+/// A cubin that was handed to the driver, and the devices whose attributes were set.
+struct LoadedKernel {
+  CUkernel kernel = nullptr;
+  std::set<CUdevice> prepared_devices;
+};
+
+std::span<const EmbeddedKernel> embedded_kernels() { return {kEmbeddedKernels, kNumEmbeddedKernels}; }
+
+std::string describe(DType dtype, int32_t head_dim, Loader loader) {
+  return std::string(dtype_name(dtype)) + " head_dim " + std::to_string(head_dim) +
+         (loader == Loader::kTma ? " tma" : " gather");
+}
+
+CUkernel load_cubin(const EmbeddedKernel& embedded) {
+  const Driver& cuda = driver();
+  CUlibrary library = nullptr;
+  cuda.library_load_data(&library, embedded.begin, nullptr, nullptr, 0u, nullptr, nullptr, 0u);
+  CUkernel kernel = nullptr;
+  cuda.library_get_kernel(&kernel, library, kEntryName);
+  size_t param_offset = 0;
+  size_t param_bytes = 0;
+  cuda.kernel_get_param_info(kernel, size_t{0}, &param_offset, &param_bytes);
+  if (param_bytes != sizeof(KernelParams)) {
+    throw DeviceError("the " + describe(embedded.dtype, embedded.head_dim, embedded.loader) +
+                      " kernel takes " + std::to_string(param_bytes) +
+                      " bytes of parameters, the library passes " + std::to_string(sizeof(KernelParams)) +
+                      ": they were not built together");
+  }
+  return kernel;
+}
+
+}  // namespace
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+  }
+  return "unknown";
+}
+
+Loader choose_loader(int32_t page_size) {
+  // Eight rows are the unit of the 128-byte swizzle: a smaller box could not be a part of a tile.
+  bool is_power_of_two = (page_size & (page_size - 1)) == 0;
+  return page_size >= 8 && is_power_of_two ? Loader::kTma : Loader::kGather;
+}
+
+std::vector<KernelInfo> list_kernels() {
+  std::vector<KernelInfo> infos;
+  for (const EmbeddedKernel& row : embedded_kernels()) {
+    infos.push_back({.dtype = row.dtype,
+                     .head_dim = row.head_dim,
+                     .loader = row.loader,
+                     .num_bytes = static_cast<size_t>(row.end - row.begin)});
+  }
+  return infos;
+}
+
+const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader) {
+  std::string known;
+  for (const EmbeddedKernel& row : embedded_kernels()) {
+    if (row.dtype == dtype && row.head_dim == head_dim && row.loader == loader) return row;
+    known += (known.empty() ? "" : ", ") + describe(row.dtype, row.head_dim, row.loader);
+  }
+  throw InvalidArgument("there is no kernel for " + describe(dtype, head_dim, loader) +
+                        "; this build has: " + known);
+}
+
+CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device) {
+  // Never destroyed, and the libraries never unloaded: at exit the driver may be gone before statics are.
+  static std::mutex& mutex = *new std::mutex;
+  static auto& loaded_kernels = *new std::map<const EmbeddedKernel*, LoadedKernel>;
+
+  const Driver& cuda = driver();
+  std::lock_guard lock(mutex);
+  LoadedKernel& loaded = loaded_kernels[&embedded];
+  if (loaded.kernel == nullptr) loaded.kernel = load_cubin(embedded);
+  if (!loaded.prepared_devices.contains(device)) {
+    cuda.kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kSharedBytes, loaded.kernel,
+                              device);
+    loaded.prepared_devices.insert(device);
+  }
+  // Brings the code into the context now: lazily, that would happen at a launch, which may be captured.
+  CUfunction function = nullptr;
+  cuda.kernel_get_function(&function, loaded.kernel);
+  return function;
+}
+
+}  // namespace onewave

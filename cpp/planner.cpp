@@ -1,0 +1,234 @@
+#include <onewave/planner.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numbers>
+#include <vector>
+
+#include "cost_model.h"
+#include "planner_internal.h"
+
+namespace onewave {
+namespace planner {
+namespace {
+
+constexpr int64_t align_up(int64_t value, int64_t alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+
+struct Scratch {
+  std::vector<Tile> narrow_tiles;
+  std::vector<Tile> wide_tiles;
+  WideScratch wide;
+  Schedule schedule;
+  std::vector<int32_t> wide_positions;  ///< of each CTA: where its next wide item goes
+};
+
+/// Where the sections of a plan lie.
+struct PlanSections {
+  int64_t ctas_offset;
+  int64_t items_offset;
+  int64_t split_tiles_offset;
+  int64_t counters_offset;
+  int64_t end;
+};
+
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles,
+                           int64_t num_counters) {
+  PlanSections sections{};
+  sections.ctas_offset = align_up(sizeof(PlanHeader), kPlanAlignment);
+  sections.items_offset = sections.ctas_offset + align_up(num_ctas * sizeof(CtaRecord), kPlanAlignment);
+  sections.split_tiles_offset =
+      sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
+  sections.counters_offset =
+      sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
+  sections.end = sections.counters_offset + num_counters * static_cast<int64_t>(sizeof(uint32_t));
+  return sections;
+}
+
+/// Sections of the largest plan within the limits.
+///
+/// Items. A narrow request is one item, and a boundary between two CTAs adds at most three: the cut unit
+/// leaves the range of heads it lay in, as two pieces, and the heads after it are another range. (A unit that
+/// spans several boundaries adds one a boundary.) A wide tile is at most one item per kv head, and pieces of
+/// split units come on top. A wide request has more than kNarrowTileQ rows, and one tile that is not full.
+/// Split tiles. A narrow one has a boundary to itself, a wide one has two pieces or more. Each has one
+/// counter.
+PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
+  const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
+  const int64_t max_rows = limits.max_total_qo_len * group_size;
+  const int64_t max_narrow = std::min(limits.max_batch_size, limits.max_total_qo_len);
+  const int64_t max_wide = std::min<int64_t>(limits.max_batch_size, max_rows / (kNarrowTileQ + 1));
+  const int64_t max_wide_tiles = max_wide == 0 ? 0 : max_rows / kWideTileQ + max_wide;
+  const int64_t max_wide_pieces = int64_t{kWideSplitsPerCta} * limits.num_ctas;
+  const int64_t max_items =
+      max_narrow + 3 * (limits.num_ctas - 1) + max_wide_tiles * shape.num_kv_heads + max_wide_pieces;
+  const int64_t max_split_tiles = limits.num_ctas - 1 + max_wide_pieces / 2;
+  return plan_sections(limits.num_ctas, max_items, max_split_tiles, max_split_tiles);
+}
+
+/// The tiles of one request, those that see most keys first.
+void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
+  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+  const int32_t q_token_begin = batch.qo_indptr[request];
+  const int32_t qo_len = batch.qo_indptr[request + 1] - q_token_begin;
+  const int32_t kv_len = batch.kv_len_arr[request];
+  const int32_t num_rows = qo_len * group_size;
+  // A shift by kv_len puts the mask behind the last key for every row.
+  const int32_t causal_shift = batch.causal ? kv_len - qo_len : kv_len;
+  const bool is_narrow = num_rows <= kNarrowTileQ;
+  const int32_t tile_q = is_narrow ? kNarrowTileQ : kWideTileQ;
+  std::vector<Tile>& tiles = is_narrow ? scratch.narrow_tiles : scratch.wide_tiles;
+  for (int32_t tile = (num_rows + tile_q - 1) / tile_q - 1; tile >= 0; --tile) {
+    const int32_t row_begin = tile * tile_q;
+    const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(num_rows, int64_t{row_begin} + tile_q));
+    const int64_t visible = int64_t{causal_shift} + (row_end - 1) / group_size + 1;
+    tiles.push_back({
+        .request = request,
+        .q_token_begin = q_token_begin,
+        .row_begin = row_begin,
+        .num_rows = row_end - row_begin,
+        .causal_shift = causal_shift,
+        .kv_begin = 0,
+        .kv_end = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kv_len)),
+        .page_begin = batch.kv_indptr[request],
+        .kv_head_begin = 0,
+        .kv_head_end = batch.shape.num_kv_heads,
+        .split_tile = -1,
+        .split_idx = 0,
+    });
+  }
+}
+
+void make_schedule(const BatchSpec& batch, const PlanLimits& limits, Scratch& scratch) {
+  scratch.narrow_tiles.clear();
+  scratch.wide_tiles.clear();
+  scratch.schedule.reset(limits.num_ctas);
+  for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
+  const CostModel costs(batch.shape);
+  const double wide_us = total_wide_us(scratch.wide_tiles, costs);
+  schedule_narrow(scratch.narrow_tiles, wide_us, costs, scratch.schedule);
+  schedule_wide(scratch.wide_tiles, wide_us, costs, scratch.wide, scratch.schedule);
+}
+
+/// The items of every CTA together, narrow before wide.
+void write_items(const Schedule& schedule, CtaRecord* ctas, WorkItem* items,
+                 std::vector<int32_t>& wide_positions) {
+  wide_positions.clear();
+  const WorkItem* narrow = schedule.narrow_items.data();
+  int32_t position = 0;
+  for (const CtaLoad& load : schedule.ctas) {
+    std::copy_n(narrow, load.num_narrow_items, items + position);
+    narrow += load.num_narrow_items;
+    const int32_t wide_begin = position + load.num_narrow_items;
+    const int32_t end = wide_begin + load.num_wide_items;
+    *ctas++ = {.narrow_begin = position,
+               .wide_begin = wide_begin,
+               .end = end,
+               .predicted_us = static_cast<float>(load.us)};
+    wide_positions.push_back(wide_begin);
+    position = end;
+  }
+  for (const AssignedItem& assigned : schedule.wide_items)
+    items[wide_positions[assigned.cta]++] = assigned.item;
+}
+
+const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buffer) {
+  const Schedule& schedule = scratch.schedule;
+  const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
+  const auto num_items = static_cast<int32_t>(schedule.narrow_items.size() + schedule.wide_items.size());
+  const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
+  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, num_split_tiles);
+  auto* bytes = static_cast<unsigned char*>(buffer);
+  std::memset(bytes, 0, sections.ctas_offset);
+  auto* header = reinterpret_cast<PlanHeader*>(bytes);
+  *header = {
+      .magic = kPlanMagic,
+      .version = kPlanVersion,
+      .num_bytes = static_cast<uint32_t>(sections.end),
+      .num_ctas = num_ctas,
+      .num_items = num_items,
+      .num_split_tiles = num_split_tiles,
+      .num_counters = num_split_tiles,
+      .num_partial_rows = schedule.num_partial_rows,
+      .ctas_offset = static_cast<uint32_t>(sections.ctas_offset),
+      .items_offset = static_cast<uint32_t>(sections.items_offset),
+      .split_tiles_offset = static_cast<uint32_t>(sections.split_tiles_offset),
+      .counters_offset = static_cast<uint32_t>(sections.counters_offset),
+      .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
+      .batch_size = batch.batch_size,
+      .total_qo_len = batch.qo_indptr[batch.batch_size],
+      .num_qo_heads = batch.shape.num_qo_heads,
+      .num_kv_heads = batch.shape.num_kv_heads,
+      .group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads,
+      .head_dim = batch.shape.head_dim,
+      .page_size = batch.shape.page_size,
+      .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
+  };
+  write_items(schedule, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
+              reinterpret_cast<WorkItem*>(bytes + sections.items_offset), scratch.wide_positions);
+  std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
+            reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
+  std::memset(bytes + sections.counters_offset, 0, sections.end - sections.counters_offset);
+  return header;
+}
+
+}  // namespace
+
+void Schedule::reset(int32_t num_ctas) {
+  ctas.assign(num_ctas, {});
+  narrow_items.clear();
+  wide_items.clear();
+  split_tiles.clear();
+  num_partial_rows = 0;
+}
+
+void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
+  split_tiles.push_back({
+      .q_token_begin = tile.q_token_begin,
+      .row_begin = tile.row_begin,
+      .num_rows = tile.num_rows,
+      .kv_head_begin = kv_head,
+      .kv_head_end = kv_head + 1,
+      .num_splits = 0,
+      .partial_row_begin = num_partial_rows,
+      .counter_begin = static_cast<int32_t>(split_tiles.size()),
+  });
+}
+
+void Schedule::add_split(WorkItem& item) {
+  item.split_tile = static_cast<int32_t>(split_tiles.size()) - 1;
+  item.split_idx = split_tiles.back().num_splits++;
+  num_partial_rows += item.num_rows;
+}
+
+}  // namespace planner
+
+WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape) {
+  constexpr int64_t kRegionAlignment = 256;
+  planner::check_limits(limits, shape);
+  const int64_t plan_bytes = planner::align_up(planner::largest_plan(limits, shape).end, kPlanAlignment);
+  planner::check_plan_bytes(plan_bytes);
+  const int64_t max_partial_rows = int64_t{planner::kPartialRowsPerCta} * limits.num_ctas;
+  const int64_t lse_offset = planner::align_up(plan_bytes, kRegionAlignment);
+  const int64_t lse_bytes = max_partial_rows * static_cast<int64_t>(sizeof(float));
+  const int64_t out_offset = planner::align_up(lse_offset + lse_bytes, kRegionAlignment);
+  return {
+      .plan_bytes = static_cast<size_t>(plan_bytes),
+      .partial_lse_offset = static_cast<size_t>(lse_offset),
+      .partial_out_offset = static_cast<size_t>(out_offset),
+      .total_bytes = static_cast<size_t>(out_offset + lse_bytes * shape.head_dim),
+      .max_partial_rows = static_cast<int32_t>(max_partial_rows),
+  };
+}
+
+const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer) {
+  planner::check_limits(limits, batch.shape);
+  planner::check_batch(batch, limits);
+  thread_local planner::Scratch scratch;
+  planner::make_schedule(batch, limits, scratch);
+  return planner::write_plan(batch, scratch, buffer);
+}
+
+}  // namespace onewave

@@ -1,0 +1,100 @@
+/// Everything that can be wrong with limits, a shape or a batch, said before anything is written.
+
+#include <onewave/error.h>
+
+#include <cmath>
+#include <cstdint>
+#include <sstream>
+
+#include "planner_internal.h"
+
+namespace onewave::planner {
+namespace {
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw InvalidArgument(message.str());
+}
+
+void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most) fail(name, " is ", value, ", it must be in ", least, "..", most);
+}
+
+void check_request(const BatchSpec& batch, const PlanLimits& limits, int32_t i) {
+  const int32_t page_size = batch.shape.page_size;
+  const int32_t kv_len = batch.kv_len_arr[i];
+  if (batch.qo_indptr[i + 1] < batch.qo_indptr[i]) {
+    fail("qo_indptr[", i + 1, "] is ", batch.qo_indptr[i + 1], ", it must be at least qo_indptr[", i,
+         "] = ", batch.qo_indptr[i]);
+  }
+  if (batch.kv_indptr[i + 1] < batch.kv_indptr[i]) {
+    fail("kv_indptr[", i + 1, "] is ", batch.kv_indptr[i + 1], ", it must be at least kv_indptr[", i,
+         "] = ", batch.kv_indptr[i]);
+  }
+  if (kv_len < 0 || kv_len > limits.max_kv_len) {
+    fail("kv_len_arr[", i, "] is ", kv_len, ", it must be in 0..", limits.max_kv_len, " (max_kv_len)");
+  }
+  const int64_t num_pages = int64_t{batch.kv_indptr[i + 1]} - batch.kv_indptr[i];
+  if (num_pages * page_size < kv_len) {
+    fail("kv_indptr gives request ", i, " ", num_pages, " pages of ", page_size, " tokens, kv_len_arr[", i,
+         "] = ", kv_len, " needs at least ", (int64_t{kv_len} + page_size - 1) / page_size);
+  }
+}
+
+}  // namespace
+
+void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
+  check_range("max_batch_size", limits.max_batch_size, 1, INT32_MAX - 1);
+  check_range("max_total_qo_len", limits.max_total_qo_len, 1, INT32_MAX);
+  check_range("max_kv_len", limits.max_kv_len, 1, kMaxKvLen);
+  check_range("num_ctas", limits.num_ctas, 1, kMaxNumCtas);
+  check_range("num_kv_heads", shape.num_kv_heads, 1, kMaxNumHeads);
+  check_range("num_qo_heads", shape.num_qo_heads, 1, kMaxNumHeads);
+  if (shape.num_qo_heads % shape.num_kv_heads != 0) {
+    fail("num_qo_heads is ", shape.num_qo_heads,
+         ", it must be a multiple of num_kv_heads = ", shape.num_kv_heads);
+  }
+  const int32_t group_size = shape.num_qo_heads / shape.num_kv_heads;
+  if (group_size > kMaxGroupSize) {
+    fail("num_qo_heads / num_kv_heads is ", group_size, ", it must be at most ", kMaxGroupSize);
+  }
+  if (shape.head_dim != 64 && shape.head_dim != 128)
+    fail("head_dim is ", shape.head_dim, ", it must be 64 or 128");
+  check_range("page_size", shape.page_size, 1, kMaxKvLen);
+  const int32_t most_tokens = (INT32_MAX - kWideTileQ) / group_size;
+  if (limits.max_total_qo_len > most_tokens) {
+    fail("max_total_qo_len is ", limits.max_total_qo_len, ", it must be at most ", most_tokens,
+         " with num_qo_heads / num_kv_heads = ", group_size);
+  }
+}
+
+void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
+  check_range("batch_size", batch.batch_size, 0, limits.max_batch_size);
+  if (batch.qo_indptr == nullptr) fail("qo_indptr is null, it must be an array of ", batch.batch_size + 1);
+  if (batch.kv_indptr == nullptr) fail("kv_indptr is null, it must be an array of ", batch.batch_size + 1);
+  if (batch.kv_len_arr == nullptr && batch.batch_size > 0) {
+    fail("kv_len_arr is null, it must be an array of ", batch.batch_size);
+  }
+  if (!(batch.sm_scale > 0) || !std::isfinite(batch.sm_scale)) {
+    fail("sm_scale is ", batch.sm_scale, ", it must be positive and finite");
+  }
+  if (batch.qo_indptr[0] != 0) fail("qo_indptr[0] is ", batch.qo_indptr[0], ", it must be 0");
+  if (batch.kv_indptr[0] < 0) fail("kv_indptr[0] is ", batch.kv_indptr[0], ", it must be at least 0");
+  for (int32_t i = 0; i < batch.batch_size; ++i) check_request(batch, limits, i);
+  const int32_t total_qo_len = batch.qo_indptr[batch.batch_size];
+  if (total_qo_len > limits.max_total_qo_len) {
+    fail("qo_indptr[", batch.batch_size, "] is ", total_qo_len,
+         ", it must be at most max_total_qo_len = ", limits.max_total_qo_len);
+  }
+}
+
+void check_plan_bytes(int64_t plan_bytes) {
+  if (plan_bytes > UINT32_MAX) {
+    fail("max_batch_size and max_total_qo_len make a plan of up to ", plan_bytes,
+         " bytes, it must be at most ", UINT32_MAX);
+  }
+}
+
+}  // namespace onewave::planner

@@ -1,0 +1,94 @@
+#pragma once
+
+/// What the parts of the planner hand to each other. Three steps, each a function of the one before:
+///
+///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide
+///   schedule   planner_narrow.cpp and planner_wide.cpp give (tile, kv heads, keys) to CTAs
+///   plan       planner.cpp writes the schedule down in the layout of plan_format.h
+///
+/// All vectors live in one scratch object per thread and keep their capacity: no allocation after the first
+/// steps.
+
+#include <onewave/plan_format.h>
+#include <onewave/planner.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cost_model.h"
+
+namespace onewave::planner {
+
+/// Lengths stay below half of int32, so that a key index plus a tile of keys or queries is one too.
+inline constexpr int32_t kMaxKvLen = 1 << 30;
+inline constexpr int32_t kMaxNumHeads = 1 << 16;
+inline constexpr int32_t kMaxGroupSize = 64;
+
+/// Each throws InvalidArgument.
+void check_limits(const PlanLimits& limits, const AttentionShape& shape);
+void check_batch(const BatchSpec& batch, const PlanLimits& limits);
+void check_plan_bytes(int64_t plan_bytes);
+
+/// A tile is the item that would do all of its keys and kv heads at once: kv_begin and kv_head_begin are 0.
+using Tile = WorkItem;
+
+inline int32_t num_kv_tiles(int32_t num_keys) { return (num_keys + kTileKv - 1) / kTileKv; }
+inline int32_t num_kv_tiles(const Tile& tile) { return num_kv_tiles(tile.kv_end); }
+
+/// An item and the CTA that runs it.
+struct AssignedItem {
+  WorkItem item;
+  int32_t cta;
+};
+
+/// What one CTA has been given so far.
+struct CtaLoad {
+  int32_t num_narrow_items = 0;
+  int32_t num_wide_items = 0;
+  double us = 0;
+};
+
+struct Schedule {
+  std::vector<CtaLoad> ctas;
+  std::vector<WorkItem> narrow_items;  ///< of CTA 0, then of CTA 1, ...
+  std::vector<AssignedItem> wide_items;
+  std::vector<SplitTile> split_tiles;
+  int32_t num_partial_rows = 0;
+
+  void reset(int32_t num_ctas);
+  /// Opens a merge record for one kv head of a tile; its pieces follow at once, in key order, through
+  /// add_split.
+  void open_split_tile(const Tile& tile, int32_t kv_head);
+  /// Makes `item` the next piece of the split tile opened last.
+  void add_split(WorkItem& item);
+};
+
+/// Bounds that workspace_layout promises and the schedule stays within, whatever the batch.
+///
+/// Narrow pieces: a CTA's share of the line begins with at most one piece of a cut unit and ends with at most
+/// one other, so at most 2 * kNarrowTileQ partial rows per CTA. Wide pieces take at most what that leaves of
+/// kPartialRowsPerCta, and at most kWideSplitsPerCta per CTA; a unit that finds no room is not split.
+inline constexpr int32_t kPartialRowsPerCta = 2 * kWideTileQ;
+inline constexpr int32_t kWideSplitsPerCta = 2;
+
+/// Lays all (tile, kv head) units in a line and cuts it so that each of some number of CTAs, chosen here,
+/// ends at the same time. `wide_us`: the wide work that the same CTAs must share afterwards, in
+/// CTA-microseconds.
+void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
+                     Schedule& schedule);
+
+/// CTA-microseconds of all wide tiles, unsplit.
+double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs);
+
+struct WideScratch {
+  std::vector<uint64_t> order;
+  std::vector<uint64_t> heap;
+  std::vector<CtaLoad> narrow_loads;
+};
+
+/// Longest first onto the least loaded CTA, on top of the narrow schedule; splits units where that balances
+/// better. `wide_us`: total_wide_us of the tiles.
+void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
+                   WideScratch& scratch, Schedule& schedule);
+
+}  // namespace onewave::planner

@@ -1,0 +1,76 @@
+#pragma once
+
+/// How a TMA kernel sees K or V: a tensor map over all pages of the cache.
+
+#include <cudaTypedefs.h>
+#include <onewave/planner.h>
+#include <onewave/types.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "driver.h"
+#include "params.h"
+
+namespace onewave {
+
+/// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
+inline constexpr int32_t kPanelColumns = 64;
+
+/// Rank 5: column in panel, token, panel, kv head, page. A box is one panel of one page, or of kTileKv tokens
+/// of it, in shared memory as the 128-byte swizzle lays it out.
+inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
+  const auto element_bytes = static_cast<cuuint64_t>(dtype_bytes(shape.dtype));
+  const auto panel_bytes = kPanelColumns * element_bytes;
+  // A dimension of size 1 may come with any stride, and the driver wants a valid one.
+  auto stride_bytes = [&](int64_t stride, int64_t size) {
+    return size > 1 ? static_cast<cuuint64_t>(stride) * element_bytes : panel_bytes;
+  };
+  const cuuint64_t dims[5] = {kPanelColumns, static_cast<cuuint64_t>(shape.page_size),
+                              static_cast<cuuint64_t>(shape.head_dim / kPanelColumns),
+                              static_cast<cuuint64_t>(shape.num_kv_heads),
+                              static_cast<cuuint64_t>(num_pages)};
+  const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,
+                                 stride_bytes(tensor.head_stride, shape.num_kv_heads),
+                                 stride_bytes(tensor.page_stride, num_pages)};
+  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(std::min(shape.page_size, kTileKv)), 1, 1,
+                             1};
+  const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+  const auto data_type =
+      shape.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  CUtensorMap map;
+  // An L2 promotion of 256 bytes measured a tenth slower.
+  driver().tensor_map_encode_tiled(&map, data_type, 5u, const_cast<void*>(tensor.data), dims, strides, box,
+                                   element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TensorMap opaque;
+  static_assert(sizeof(opaque) == sizeof(map));
+  std::memcpy(&opaque, &map, sizeof(map));
+  return opaque;
+}
+
+/// The tensor map of the last run, encoded anew when the tensor is another one.
+class CachedTensorMap {
+ public:
+  const TensorMap& get(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
+    bool is_same = num_pages == num_pages_ && tensor.data == tensor_.data &&
+                   tensor.page_stride == tensor_.page_stride && tensor.token_stride == tensor_.token_stride &&
+                   tensor.head_stride == tensor_.head_stride;
+    if (!is_same) {
+      num_pages_ = kNone;  // in case the driver refuses
+      map_ = make_tensor_map(tensor, num_pages, shape);
+      tensor_ = tensor;
+      num_pages_ = num_pages;
+    }
+    return map_;
+  }
+
+ private:
+  static constexpr int64_t kNone = -1;
+  int64_t num_pages_ = kNone;
+  PagedTensor tensor_{};
+  TensorMap map_{};
+};
+
+}  // namespace onewave

@@ -1,0 +1,164 @@
+"""The C++ side of onewave. Addresses are integers (0: null); length arrays are contiguous int32."""
+
+from enum import Enum
+
+version: str
+
+class DeviceError(RuntimeError):
+    """The machine cannot do what was asked: driver, GPU or a CUDA call."""
+
+class DType(Enum):
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+
+class Loader(Enum):
+    """How K and V reach shared memory."""
+
+    TMA = 0
+    GATHER = 1
+
+class PlanLimits:
+    """What every batch of one object stays within."""
+
+    def __init__(self, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int) -> None: ...
+    @property
+    def max_batch_size(self) -> int: ...
+    @property
+    def max_total_qo_len(self) -> int: ...
+    @property
+    def max_kv_len(self) -> int: ...
+    @property
+    def num_ctas(self) -> int: ...
+
+class AttentionShape:
+    def __init__(
+        self, num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int, dtype: DType
+    ) -> None: ...
+    @property
+    def num_qo_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def dtype(self) -> DType: ...
+
+class WorkspaceLayout:
+    """Offsets and sizes of the workspace, in bytes; the plan lies at its start."""
+
+    @property
+    def plan_bytes(self) -> int: ...
+    @property
+    def partial_lse_offset(self) -> int: ...
+    @property
+    def partial_out_offset(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def max_partial_rows(self) -> int: ...
+
+def workspace_layout(limits: PlanLimits, shape: AttentionShape) -> WorkspaceLayout:
+    """The exact workspace for these limits. ValueError for limits or shapes that cannot be."""
+
+def plan_batch(
+    limits: PlanLimits,
+    shape: AttentionShape,
+    causal: bool,
+    sm_scale: float,
+    batch_size: int,
+    qo_indptr: int,
+    kv_indptr: int,
+    kv_len_arr: int,
+    kv_indices: int,
+) -> bytes:
+    """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored."""
+
+def plan_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
+    """Of each record of a plan: its size, and of each field the name, struct-module character and offset."""
+
+class RunArgs:
+    """The tensors of one run; strides are in elements."""
+
+    def __init__(
+        self,
+        dtype: DType,
+        q: int,
+        q_token_stride: int,
+        q_head_stride: int,
+        k: int,
+        k_page_stride: int,
+        k_token_stride: int,
+        k_head_stride: int,
+        v: int,
+        v_page_stride: int,
+        v_token_stride: int,
+        v_head_stride: int,
+        num_pages: int,
+        out: int,
+        out_token_stride: int,
+        out_head_stride: int,
+        lse: int,
+        k_scale: float,
+        v_scale: float,
+        k_scale_ptr: int,
+        v_scale_ptr: int,
+    ) -> None: ...
+
+def execute_plan(plan: bytes, args: RunArgs, num_threads: int) -> None:
+    """Runs a plan on the CPU with num_threads threads (0: one per core), without holding the GIL."""
+
+class DeviceInfo:
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_sms(self) -> int: ...
+    @property
+    def capability_major(self) -> int: ...
+    @property
+    def capability_minor(self) -> int: ...
+    @property
+    def driver_version(self) -> int: ...
+
+class KernelInfo:
+    """A cubin inside the library."""
+
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def loader(self) -> Loader: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+def device_info(device: int) -> DeviceInfo:
+    """DeviceError where there is no driver, it is too old, or the GPU is not Hopper."""
+
+def list_kernels() -> list[KernelInfo]: ...
+def choose_loader(page_size: int) -> Loader: ...
+
+class DeviceAttention:
+    """Plans and launches on one device, in a workspace that the caller owns and keeps alive."""
+
+    def __init__(self, device: int, limits: PlanLimits, shape: AttentionShape, workspace: int) -> None: ...
+    def plan(
+        self,
+        causal: bool,
+        sm_scale: float,
+        batch_size: int,
+        qo_indptr: int,
+        kv_indptr: int,
+        kv_len_arr: int,
+        kv_indices: int,
+        stream: int,
+    ) -> None:
+        """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
+
+    def run(self, args: RunArgs, stream: int) -> None:
+        """One launch on `stream`; neither allocates nor synchronises."""
+
+    def plan_bytes(self) -> bytes:
+        """A copy of the last plan, for inspection."""

@@ -1,0 +1,93 @@
+"""Plans as numpy records: for tests, tables and drawings. The layout comes from the C++ structs themselves."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from onewave import _core
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def _import_numpy() -> Any:
+    try:
+        import numpy
+    except ImportError as error:
+        raise ImportError("onewave.plan_format reads plans with numpy: pip install numpy") from error
+    return numpy
+
+
+@functools.cache
+def record_dtypes() -> dict[str, np.dtype]:
+    """The numpy dtype of each record of cpp/include/onewave/plan_format.h, by its C++ name."""
+    numpy = _import_numpy()
+    return {
+        record: numpy.dtype(
+            {
+                "names": [name for name, _, _ in fields],
+                "formats": ["<" + code for _, code, _ in fields],
+                "offsets": [offset for _, _, offset in fields],
+                "itemsize": size,
+            }
+        )
+        for record, (size, fields) in _core.plan_layout().items()
+    }
+
+
+class Plan:
+    """A copy of a plan's bytes and its sections as structured arrays, which may be altered in place.
+
+    The number of records of a section is fixed; `to_bytes` gives the altered plan.
+    """
+
+    header: np.void
+    ctas: np.ndarray
+    items: np.ndarray
+    split_tiles: np.ndarray
+    counters: np.ndarray
+
+    def __init__(self, data: bytes) -> None:
+        numpy = _import_numpy()
+        dtypes = record_dtypes()
+        self._bytes = numpy.frombuffer(data, dtype=numpy.uint8).copy()
+        self.header = self._bytes[: dtypes["PlanHeader"].itemsize].view(dtypes["PlanHeader"])[0]
+
+        def section(dtype: np.dtype, offset_field: str, count_field: str) -> np.ndarray:
+            offset = int(self.header[offset_field])
+            size = int(self.header[count_field]) * dtype.itemsize
+            return self._bytes[offset : offset + size].view(dtype)
+
+        self.ctas = section(dtypes["CtaRecord"], "ctas_offset", "num_ctas")
+        self.items = section(dtypes["WorkItem"], "items_offset", "num_items")
+        self.split_tiles = section(dtypes["SplitTile"], "split_tiles_offset", "num_split_tiles")
+        self.counters = section(numpy.dtype("<u4"), "counters_offset", "num_counters")
+
+    def to_bytes(self) -> bytes:
+        return self._bytes.tobytes()
+
+    def items_of(self, cta: int) -> np.ndarray:
+        """The items of one CTA in the order it runs them: narrow ones, then wide ones."""
+        return self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["end"]]
+
+    def summary(self) -> dict[str, int | float]:
+        """What the planner decided, in numbers: counts, and predicted times in microseconds."""
+        num_items = self.ctas["end"] - self.ctas["narrow_begin"]
+        num_narrow = int((self.ctas["wide_begin"] - self.ctas["narrow_begin"]).sum())
+        makespan_us = float(self.ctas["predicted_us"].max())
+        mean_us = float(self.ctas["predicted_us"].mean(dtype=float))
+        return {
+            "num_ctas": len(self.ctas),
+            "num_narrow_items": num_narrow,
+            "num_wide_items": len(self.items) - num_narrow,
+            "min_items_per_cta": int(num_items.min()),
+            "max_items_per_cta": int(num_items.max()),
+            "mean_items_per_cta": float(num_items.mean()),
+            "num_split_tiles": len(self.split_tiles),
+            "num_splits": int(self.split_tiles["num_splits"].sum()),
+            "predicted_makespan_us": makespan_us,
+            "predicted_mean_us": mean_us,
+            "makespan_over_mean": makespan_us / mean_us if mean_us > 0 else 1.0,
+            "num_bytes": int(self.header["num_bytes"]),
+        }

@@ -1,0 +1,192 @@
+"""Batches for the GPU tests: dense queries, keys and values on the GPU, what their attention is in float32, and the
+same keys and values scattered over pages of any size and layout."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+# Scores of one block of queries, so that the largest batch takes a few GB.
+MAX_BLOCK_SCORES = 1 << 28
+
+
+class Lens(NamedTuple):
+    """`count` requests of the same lengths, in tokens."""
+
+    kv_len: int
+    qo_len: int
+    count: int = 1
+
+
+class Heads(NamedTuple):
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
+
+    @property
+    def num_qo_heads(self) -> int:
+        return self.num_kv_heads * self.group_size
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Attention in float32, and how far the same computation in the inputs' precision is from it."""
+
+    out: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim]
+    lse: torch.Tensor  # [total_qo_len, num_qo_heads], base 2
+    low_precision_error: float  # the largest |low precision - float32| of out
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Arguments of plan() and run() for one layout of a batch."""
+
+    qo_indptr: torch.Tensor
+    kv_indptr: torch.Tensor
+    kv_indices: torch.Tensor
+    kv_len_arr: torch.Tensor
+    kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+class DenseBatch:
+    """Random q, k and v of a batch, requests of equal lengths side by side so that they are computed together."""
+
+    def __init__(
+        self, lens: list[Lens], heads: Heads, dtype: torch.dtype, seed: int, device: str = "cuda"
+    ) -> None:
+        self.lens, self.heads, self.dtype, self.device = lens, heads, dtype, torch.device(device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.total_qo_len = sum(group.count * group.qo_len for group in lens)
+        self.q = self._random(self.total_qo_len, heads.num_qo_heads)
+        self.k = [self._random(group.count, group.kv_len, heads.num_kv_heads) for group in lens]
+        self.v = [self._random(group.count, group.kv_len, heads.num_kv_heads) for group in lens]
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        shape += (self.heads.head_dim,)
+        return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self.generator)
+
+    def requests(self) -> Iterator[Lens]:
+        for group in self.lens:
+            yield from [group] * group.count
+
+    def expected(self, causal: bool, k_scale: float = 1.0, v_scale: float = 1.0) -> Expected:
+        """The oracle: plain attention, group by group and in blocks of queries."""
+        out = torch.empty(self.q.shape, dtype=torch.float32, device=self.device)
+        lse = torch.empty(self.q.shape[:2], dtype=torch.float32, device=self.device)
+        low_precision_error = 0.0
+        row = 0
+        for group, k, v in zip(self.lens, self.k, self.v, strict=True):
+            rows = slice(row, row + group.count * group.qo_len)
+            row = rows.stop
+            if rows.start == rows.stop:
+                continue
+            split = (group.count, group.qo_len, self.heads.num_kv_heads, self.heads.group_size)
+            q = self.q[rows].unflatten(0, split[:2]).unflatten(2, split[2:])
+            group_out = out[rows].view(*split, self.heads.head_dim)
+            group_lse = lse[rows].view(split)
+            scores_per_query = group.count * self.heads.num_qo_heads * max(group.kv_len, 1)
+            block = max(1, MAX_BLOCK_SCORES // scores_per_query)
+            for begin in range(0, group.qo_len, block):
+                end = min(begin + block, group.qo_len)
+                last_key = group.kv_len - group.qo_len + torch.arange(begin, end, device=self.device)
+                low = _attend(
+                    q[:, begin:end],
+                    k,
+                    v,
+                    k_scale / math.sqrt(self.heads.head_dim),
+                    v_scale,
+                    last_key if causal else None,
+                    group_out[:, begin:end],
+                    group_lse[:, begin:end],
+                )
+                error = (low.float() - group_out[:, begin:end]).abs().max().item()
+                low_precision_error = max(low_precision_error, error)
+        return Expected(out, lse, low_precision_error)
+
+    def paged(self, page_size: int, layout: str = "NHD", num_unused_pages: int = 7) -> Paged:
+        """Keys and values in shuffled pages. All that belongs to no key is NaN: the tails of last pages and the pages
+        of nobody. `layout`: NHD or HND, one tensor; "pair": k and v apart; "strided": k and v apart, as views that
+        step over heads, pages and columns of larger tensors."""
+        num_pages = [math.ceil(group.kv_len / page_size) for group in self.requests()]
+        total_pages = sum(num_pages) + num_unused_pages
+        indices = torch.randperm(total_pages, device=self.device, generator=self.generator)[: sum(num_pages)]
+        kv_cache, views = self._empty_cache(total_pages, page_size, layout)
+        for view, dense in zip(views, (self.k, self.v), strict=True):
+            begin = 0
+            for group, rows in zip(self.lens, dense, strict=True):
+                pages_each = math.ceil(group.kv_len / page_size)
+                padding = pages_each * page_size - group.kv_len
+                padded = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, padding), value=math.nan)
+                end = begin + group.count * pages_each
+                view[indices[begin:end]] = padded.reshape(end - begin, page_size, *rows.shape[2:])
+                begin = end
+        return Paged(
+            qo_indptr=_indptr([group.qo_len for group in self.requests()]),
+            kv_indptr=_indptr(num_pages),
+            kv_indices=indices.to(torch.int32),
+            kv_len_arr=torch.tensor([group.kv_len for group in self.requests()], dtype=torch.int32),
+            kv_cache=kv_cache,
+        )
+
+    def _empty_cache(
+        self, num_pages: int, page_size: int, layout: str
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """A cache full of NaN as run() takes it, and its k and v as [page, token, head, column]."""
+        num_heads, head_dim = self.heads.num_kv_heads, self.heads.head_dim
+
+        def full(*shape: int) -> torch.Tensor:
+            return torch.full(shape, math.nan, dtype=self.dtype, device=self.device)
+
+        if layout == "NHD":
+            cache = full(num_pages, 2, page_size, num_heads, head_dim)
+            return cache, (cache[:, 0], cache[:, 1])
+        if layout == "HND":
+            cache = full(num_pages, 2, num_heads, page_size, head_dim)
+            return cache, (cache[:, 0].transpose(1, 2), cache[:, 1].transpose(1, 2))
+        if layout == "pair":
+            shape = (num_pages, page_size, num_heads, head_dim)
+            pair = full(*shape), full(*shape)
+            return pair, pair
+        assert layout == "strided"
+        shape = (num_pages, 3, page_size, 2 * num_heads, head_dim + 8)
+        pair = full(*shape)[:, 1, :, ::2, :head_dim], full(*shape)[:, 2, :, 1::2, 8:]
+        return pair, pair
+
+
+def _indptr(lens: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *lens]).cumsum(0).to(torch.int32)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    score_scale: float,
+    v_scale: float,
+    last_key: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of q [requests, queries, kv heads, group, column] over k and v [requests, keys, kv heads, column],
+    written to `out` and `lse` in float32. Returns the output with the probabilities and the result rounded to q's
+    type, as a kernel of that precision has them. `last_key` [queries]: the last key each sees, None: all."""
+    if k.shape[1] == 0:
+        out.zero_()
+        lse.fill_(-math.inf)
+        return out.to(q.dtype)
+    scores = torch.einsum("nqhgd,nkhd->nhgqk", q.float(), k.float()).mul_(score_scale)
+    if last_key is not None:
+        hidden = torch.arange(k.shape[1], device=k.device) > last_key[:, None]
+        scores.masked_fill_(hidden, -math.inf)
+    peak = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).min)
+    probabilities = scores.sub_(peak).exp_()
+    total = probabilities.sum(-1, keepdim=True)
+    lse.copy_((peak / math.log(2) + total.log2()).squeeze(-1).permute(0, 3, 1, 2))
+    # A row that sees no key: 0 / 1.
+    total.masked_fill_(total == 0, 1.0).div_(v_scale)
+    low = torch.einsum("nhgqk,nkhd->nhgqd", probabilities.to(q.dtype).float(), v.float()).div_(total)
+    exact = torch.einsum("nhgqk,nkhd->nhgqd", probabilities, v.float()).div_(total)
+    out.copy_(exact.permute(0, 3, 1, 2, 4))
+    return low.to(q.dtype).permute(0, 3, 1, 2, 4)

@@ -1,0 +1,121 @@
+/* A libcuda.so.1 for machines without a GPU: device memory is host memory, copies happen at once, and a
+ * launch is only recorded. Tests set and read its variables by name; types are reduced to what the C ABI
+ * needs. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100 };
+enum { ATTRIBUTE_NUM_SMS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
+
+/* The machine. */
+int driver_version = 13000;
+int num_devices = 1;
+int capability = 90;
+int kernel_param_bytes = 448;
+int is_capturing = 0;
+
+/* What was asked of it. */
+int num_waits = 0; /* on events that were recorded */
+int num_copies = 0;
+uint64_t copied_bytes = 0; /* by the last copy */
+int num_maps = 0;
+int num_launches = 0;
+unsigned launch_config[7]; /* grid, block, shared bytes */
+unsigned char launch_params[448];
+
+struct map_request {
+  int data_type;
+  unsigned rank;
+  uint64_t address, dims[5], strides[4];
+  unsigned box[5];
+} map_request; /* the last */
+
+static int current_context = 0;
+
+int cuDriverGetVersion(int* version) { return *version = driver_version, SUCCESS; }
+int cuInit(unsigned flags) { return (void)flags, num_devices > 0 ? SUCCESS : NO_DEVICE; }
+int cuGetErrorString(int error, const char** text) { return (void)error, *text = "made up", SUCCESS; }
+int cuDeviceGetCount(int* count) { return *count = num_devices, SUCCESS; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, SUCCESS; }
+int cuDeviceGetName(char* name, int size, int device) {
+  return (void)device, strncpy(name, "Fake GPU", size), SUCCESS;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  (void)device;
+  if (attribute == ATTRIBUTE_NUM_SMS) return *value = 132, SUCCESS;
+  if (attribute == ATTRIBUTE_MAJOR) return *value = capability / 10, SUCCESS;
+  if (attribute == ATTRIBUTE_MINOR) return *value = capability % 10, SUCCESS;
+  return INVALID_VALUE;
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  return (void)device, *context = &num_devices, SUCCESS;
+}
+int cuDevicePrimaryCtxRelease(int device) { return (void)device, SUCCESS; }
+int cuCtxGetCurrent(void** context) { return *context = current_context ? &num_devices : 0, SUCCESS; }
+int cuCtxPushCurrent(void* context) { return (void)context, current_context++, SUCCESS; }
+int cuCtxPopCurrent(void** context) { return *context = &num_devices, current_context--, SUCCESS; }
+
+int cuLibraryLoadData(void** library, const void* code, void* a, void* b, unsigned c, void* d, void* e,
+                      unsigned f) {
+  return (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, *library = (void*)code, SUCCESS;
+}
+int cuLibraryGetKernel(void** kernel, void* library, const char* name) {
+  return *kernel = library, strcmp(name, "onewave_attention") == 0 ? SUCCESS : INVALID_VALUE;
+}
+int cuKernelGetFunction(void** function, void* kernel) { return *function = kernel, SUCCESS; }
+int cuKernelGetParamInfo(void* kernel, size_t idx, size_t* offset, size_t* size) {
+  return (void)kernel, (void)idx, *offset = 0, *size = kernel_param_bytes, SUCCESS;
+}
+int cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
+  return (void)attribute, (void)value, (void)kernel, (void)device, SUCCESS;
+}
+
+int cuMemHostAlloc(void** data, size_t size, unsigned flags) {
+  return (void)flags, *data = aligned_alloc(4096, (size + 4095) / 4096 * 4096), SUCCESS;
+}
+int cuMemFreeHost(void* data) { return free(data), SUCCESS; }
+int cuMemcpyHtoDAsync(uint64_t destination, const void* source, size_t size, void* stream) {
+  (void)stream;
+  memcpy((void*)destination, source, size);
+  num_copies++;
+  copied_bytes = size;
+  return SUCCESS;
+}
+
+/* An event is an int: was it recorded? */
+int cuEventCreate(int** event, unsigned flags) {
+  return (void)flags, *event = calloc(1, sizeof(int)), SUCCESS;
+}
+int cuEventRecord(int* event, void* stream) { return (void)stream, *event = 1, SUCCESS; }
+int cuEventSynchronize(int* event) { return num_waits += *event, SUCCESS; }
+int cuEventDestroy(int* event) { return free(event), SUCCESS; }
+int cuStreamIsCapturing(void* stream, int* status) { return (void)stream, *status = is_capturing, SUCCESS; }
+
+int cuTensorMapEncodeTiled(void* map, int data_type, unsigned rank, void* address, const uint64_t* dims,
+                           const uint64_t* strides, const unsigned* box) {
+  memset(map, 0, 128);
+  map_request = (struct map_request){.data_type = data_type, .rank = rank, .address = (uint64_t)address};
+  memcpy(map_request.dims, dims, sizeof(map_request.dims));
+  memcpy(map_request.strides, strides, sizeof(map_request.strides));
+  memcpy(map_request.box, box, sizeof(map_request.box));
+  num_maps++;
+  return SUCCESS;
+}
+int cuLaunchKernelEx(const unsigned* config, void* function, void** params, void** extra) {
+  (void)function, (void)extra;
+  memcpy(launch_config, config, sizeof(launch_config));
+  memcpy(launch_params, params[0], sizeof(launch_params));
+  num_launches++;
+  return current_context > 0 ? SUCCESS : INVALID_VALUE;
+}
+
+int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags, int* status) {
+  (void)version, (void)flags, *status = 0;
+  *function = dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), name);
+  return SUCCESS;
+}

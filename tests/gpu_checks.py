@@ -1,0 +1,123 @@
+"""What every GPU test asks of a run: poisoned outputs, the tolerance, the same bits twice, untouched rows."""
+
+import math
+
+import onewave
+import torch
+from dense_batch import DenseBatch, Expected, Heads, Paged
+
+# Rows of q and out beyond the batch: filled, and to be left alone.
+NUM_EXTRA_ROWS = 5
+UNTOUCHED = 7.0
+MAX_RELATIVE_ERROR = {torch.bfloat16: 0.0030, torch.float16: 0.0006}
+# Absolute, in units of log2: 0.07 % of the sum of exponentials.
+LSE_TOLERANCE = 1e-3
+
+
+def make_attention(
+    batch: DenseBatch, kv_layout: str = "NHD", num_ctas: int | None = None
+) -> onewave.BatchAttention:
+    """An object whose limits are just this batch."""
+    lens = list(batch.requests())
+    return onewave.BatchAttention(
+        kv_layout=kv_layout,
+        device=str(batch.device),
+        max_batch_size=len(lens),
+        max_total_qo_len=max(batch.total_qo_len, 1),
+        max_kv_len=max(max(group.kv_len for group in lens), 1),
+        num_ctas=num_ctas,
+    )
+
+
+def plan(
+    attention: onewave.BatchAttention, batch: DenseBatch, paged: Paged, page_size: int, causal: bool
+) -> None:
+    heads: Heads = batch.heads
+    attention.plan(
+        paged.qo_indptr,
+        paged.kv_indptr,
+        paged.kv_indices,
+        paged.kv_len_arr,
+        heads.num_qo_heads,
+        heads.num_kv_heads,
+        heads.head_dim,
+        heads.head_dim,
+        page_size,
+        causal=causal,
+        q_data_type=batch.dtype,
+        kv_data_type=batch.dtype,
+    )
+
+
+class Outputs:
+    """Inputs with rows to spare, outputs poisoned with NaN."""
+
+    def __init__(self, batch: DenseBatch, num_extra_rows: int = NUM_EXTRA_ROWS) -> None:
+        extra = torch.full_like(batch.q[:1], math.nan).expand(num_extra_rows, -1, -1)
+        self.num_rows = batch.total_qo_len
+        self.q = torch.cat([batch.q, extra])
+        self.out = torch.empty_like(self.q)
+        self.lse = torch.empty(self.q.shape[:2], dtype=torch.float32, device=batch.device)
+        self.poison()
+
+    def poison(self) -> None:
+        for tensor in (self.out, self.lse):
+            tensor[: self.num_rows] = math.nan
+            tensor[self.num_rows :] = UNTOUCHED
+
+    def check(self, expected: Expected) -> None:
+        for name, tensor in (("out", self.out), ("lse", self.lse)):
+            assert bool((tensor[self.num_rows :] == UNTOUCHED).all()), (
+                f"{name}: rows beyond the batch were written"
+            )
+        check_lse(self.lse[: self.num_rows], expected.lse)
+        check_out(self.out[: self.num_rows], expected)
+
+
+def check_lse(lse: torch.Tensor, expected: torch.Tensor) -> None:
+    assert not bool(lse.isnan().any()), f"lse: NaN first at {_first(lse.isnan())}"
+    is_wrong = lse.isneginf() != expected.isneginf()
+    assert not bool(is_wrong.any()), f"lse: -inf in one and not the other, first at {_first(is_wrong)}"
+    finite = expected.isfinite()
+    error = torch.where(finite, lse - expected, 0.0).abs()
+    assert bool((error <= LSE_TOLERANCE).all()), f"lse: {_worst(error, lse, expected)}"
+
+
+def check_out(out: torch.Tensor, expected: Expected) -> None:
+    """The rule: the largest error at most twice that of the computation in low precision, and a bound for the whole."""
+    if out.numel() == 0:
+        return
+    assert bool(out.isfinite().all()), f"out: not finite first at {_first(~out.isfinite())}"
+    is_empty = expected.lse.isneginf()
+    assert not bool(out[is_empty].any()), "out: a row that sees no key is not 0"
+    error = (out.float() - expected.out).abs()
+    # The smallest step of the type at 1, for outputs that the low precision happens to hit exactly.
+    bound = 2 * expected.low_precision_error + 1e-2 * torch.finfo(out.dtype).eps
+    assert error.max().item() <= bound, f"out: {_worst(error, out, expected.out)}, the bound is {bound:.3g}"
+    relative = (error.norm() / expected.out.norm().clamp_min(1e-30)).item()
+    assert relative <= MAX_RELATIVE_ERROR[out.dtype], (
+        f"out: relative error {relative:.5f}, {_worst(error, out, expected.out)}"
+    )
+
+
+def run_twice(
+    attention: onewave.BatchAttention, outputs: Outputs, paged: Paged, **scales: float | torch.Tensor
+) -> None:
+    """Runs twice on one plan, which needs counters that set themselves back, and compares the bits."""
+    results = []
+    for _ in range(2):
+        outputs.poison()
+        attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse, **scales)
+        results.append((outputs.out.clone(), outputs.lse.clone()))
+    (first_out, first_lse), (second_out, second_lse) = results
+    assert torch.equal(first_out.view(torch.int16), second_out.view(torch.int16)), "out: two runs differ"
+    assert torch.equal(first_lse.view(torch.int32), second_lse.view(torch.int32)), "lse: two runs differ"
+
+
+def _first(mask: torch.Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero()[0].tolist())
+
+
+def _worst(error: torch.Tensor, actual: torch.Tensor, expected: torch.Tensor) -> str:
+    position = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    return f"worst at {position}: {actual[position].item():.6g}, expected {expected[position].item():.6g}"

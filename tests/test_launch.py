@@ -1,0 +1,316 @@
+"""The launcher against a made-up driver (fake_driver.c): errors of machines we do not have, and what a plan() and a
+run() ask of a driver. No GPU is needed, and none is touched where there is one."""
+
+import ctypes
+import multiprocessing
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onewave import _core
+
+NUM_CTAS = 8
+WORKSPACE_ALIGNMENT = 128
+PAGE_SIZE = 16
+NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 2, 128
+NUM_PAGES = 40
+KV_LEN = 200
+BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+# struct KernelParams of cuda/params.h, up to v_scale.
+PARAMS = struct.Struct("<128s128s4Q4QQqqQqqQQQQQQiff4x")
+
+Check = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the made-up driver")
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    source = Path(__file__).with_name("fake_driver.c")
+    command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process: a driver is opened once in each."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+class FakeDriver:
+    """The made-up driver, loaded under the name that the library looks for."""
+
+    def __init__(self, path: Path, **machine: int) -> None:
+        self.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        for name, value in machine.items():
+            self.set(name, value)
+
+    def set(self, name: str, value: int) -> None:
+        ctypes.c_int.in_dll(self.library, name).value = value
+
+    def get(self, name: str) -> int:
+        return ctypes.c_int.in_dll(self.library, name).value
+
+
+class MapRequest(ctypes.Structure):
+    _fields_ = (
+        ("data_type", ctypes.c_int),
+        ("rank", ctypes.c_uint),
+        ("address", ctypes.c_uint64),
+        ("dims", ctypes.c_uint64 * 5),
+        ("strides", ctypes.c_uint64 * 4),
+        ("box", ctypes.c_uint * 5),
+    )
+
+
+class Step:
+    """One decode of KV_LEN keys, in host memory that plays the device's."""
+
+    def __init__(self, page_size: int = PAGE_SIZE) -> None:
+        self.limits = _core.PlanLimits(4, 64, 1024, NUM_CTAS)
+        self.shape = _core.AttentionShape(
+            NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, page_size, _core.DType.BFLOAT16
+        )
+        self.layout = _core.workspace_layout(self.limits, self.shape)
+        self.memory = np.zeros(self.layout.total_bytes + WORKSPACE_ALIGNMENT, np.uint8)
+        self.workspace = -(-self.memory.ctypes.data // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+        num_pages = -(-KV_LEN // page_size)
+        self.arrays = tuple(np.array(a, np.int32) for a in ([0, 1], [0, num_pages], [KV_LEN]))
+        self.attention = _core.DeviceAttention(0, self.limits, self.shape, self.workspace)
+
+    @property
+    def spec(self) -> tuple[bool, float, int, int, int, int, int]:
+        qo_indptr, kv_indptr, kv_len_arr = (array.ctypes.data for array in self.arrays)
+        return True, 0.1, 1, qo_indptr, kv_indptr, kv_len_arr, 0xBEEF0
+
+    def plan(self) -> None:
+        self.attention.plan(*self.spec, 0)
+
+    def run_args(self, **changes: float | _core.DType) -> _core.RunArgs:
+        row = NUM_KV_HEADS * HEAD_DIM
+        cache_strides = {"page_stride": 2 * PAGE_SIZE * row, "token_stride": row, "head_stride": HEAD_DIM}
+        args: dict[str, int | float | _core.DType] = {
+            "dtype": _core.DType.BFLOAT16,
+            "num_pages": NUM_PAGES,
+            "lse": 0x5000,
+            "k_scale": 2.0,
+            "v_scale": 3.0,
+            "k_scale_ptr": 0,
+            "v_scale_ptr": 0x6000,
+        }
+        for address, name in enumerate(("q", "k", "v", "out"), start=1):
+            args[name] = address * 0x1000
+        for name in ("q", "out"):
+            args |= {f"{name}_token_stride": NUM_QO_HEADS * HEAD_DIM, f"{name}_head_stride": HEAD_DIM}
+        for name in ("k", "v"):
+            args |= {f"{name}_{stride}": value for stride, value in cache_strides.items()}
+        return _core.RunArgs(**(args | changes))  # type: ignore[arg-type]
+
+
+def expect_device_error(path: Path, machine: dict[str, int], message: str, device: int) -> None:
+    FakeDriver(path, **machine)
+    with pytest.raises(_core.DeviceError, match=message):
+        _core.device_info(device)
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "message"),
+    [
+        ({"driver_version": 12080}, 0, "driver is too old: it supports CUDA 12.8; .*580 .CUDA 13.0."),
+        ({"num_devices": 0}, 0, "sees no CUDA device"),
+        ({"num_devices": 2}, 2, "device is 2; the NVIDIA driver sees 2 CUDA device"),
+        ({"num_devices": 2}, -1, "device is -1; the NVIDIA driver sees 2 CUDA device"),
+        ({"capability": 80}, 0, "device 0 is Fake GPU of compute capability 8.0; .*Hopper GPU .9.0."),
+        ({"capability": 100}, 0, "device 0 is Fake GPU of compute capability 10.0; .*Hopper GPU .9.0."),
+    ],
+)
+def test_a_machine_that_cannot(
+    fake_driver: Path, elsewhere: ProcessPoolExecutor, machine: dict[str, int], device: int, message: str
+) -> None:
+    elsewhere.submit(expect_device_error, fake_driver, machine, message, device).result()
+
+
+def check_device_info(path: Path) -> None:
+    FakeDriver(path, driver_version=13010)
+    info = _core.device_info(0)
+    assert (info.name, info.num_sms, info.driver_version) == ("Fake GPU", 132, 13010)
+    assert (info.capability_major, info.capability_minor) == (9, 0)
+
+
+def check_driver_appears_later(path: Path) -> None:
+    fake = FakeDriver(path, num_devices=0)
+    with pytest.raises(_core.DeviceError):
+        _core.device_info(0)
+    fake.set("num_devices", 1)
+    assert _core.device_info(0).num_sms == 132
+
+
+def check_plan_is_one_copy_of_the_bytes_in_use(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    plan = _core.plan_batch(step.limits, step.shape, *step.spec)
+    assert step.attention.plan_bytes() == plan
+    assert ctypes.string_at(step.workspace, len(plan)) == plan
+    assert fake.get("num_copies") == 1
+    assert ctypes.c_uint64.in_dll(fake.library, "copied_bytes").value == len(plan)
+
+
+def check_plan_waits_only_when_all_buffers_are_taken(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    for _ in range(4):
+        step.plan()
+    assert fake.get("num_waits") == 0
+    step.plan()
+    assert fake.get("num_waits") == 1
+
+
+def check_failed_plan_changes_nothing(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    plan = step.attention.plan_bytes()
+    step.arrays[2][0] = -1
+    for _ in range(5):  # once round the ring, were the buffers taken
+        with pytest.raises(ValueError, match="kv_len"):
+            step.plan()
+    assert step.attention.plan_bytes() == plan
+    assert (fake.get("num_copies"), fake.get("num_waits")) == (1, 0)
+    step.arrays[2][0] = KV_LEN
+    step.plan()
+    assert step.attention.plan_bytes() == plan
+
+
+def check_capturing_stream(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    fake.set("is_capturing", 1)
+    with pytest.raises(ValueError, match="stream is being captured"):
+        step.plan()
+    assert fake.get("num_copies") == 1
+    step.attention.run(step.run_args(), 0)
+    assert fake.get("num_launches") == 1
+
+
+def check_run_before_plan(path: Path) -> None:
+    FakeDriver(path)
+    step = Step()
+    with pytest.raises(ValueError, match=re.escape("run() needs a plan")):
+        step.attention.run(step.run_args(), 0)
+    with pytest.raises(ValueError, match="no plan"):
+        step.attention.plan_bytes()
+
+
+def check_run_is_one_launch(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    step.attention.run(step.run_args(), 0)
+    assert (fake.get("num_launches"), fake.get("num_copies")) == (1, 1)
+    config = (ctypes.c_uint * 7).in_dll(fake.library, "launch_config")
+    assert list(config) == [NUM_CTAS, 1, 1, 384, 1, 1, 227 * 1024]
+    params = PARAMS.unpack_from((ctypes.c_char * 448).in_dll(fake.library, "launch_params"))
+    q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
+    pages = (2 * PAGE_SIZE * cache_stride, cache_stride, HEAD_DIM)
+    assert params[2:10] == (0x2000, *pages, 0x3000, *pages)
+    assert params[10:17] == (0x1000, q_stride, HEAD_DIM, 0x4000, q_stride, HEAD_DIM, 0x5000)
+    assert params[17] == step.workspace
+    assert params[18] == step.workspace + step.layout.partial_out_offset
+    assert params[19] == step.workspace + step.layout.partial_lse_offset
+    assert params[20:] == (0, 0x6000, NUM_PAGES, 2.0, 3.0)
+
+
+def check_tensor_maps(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    for _ in range(2):
+        step.attention.run(step.run_args(), 0)
+    assert fake.get("num_maps") == 2  # of K and of V, kept for the second run
+    request = MapRequest.in_dll(fake.library, "map_request")
+    row_bytes = NUM_KV_HEADS * HEAD_DIM * 2
+    assert (request.data_type, request.rank, request.address) == (BFLOAT16_MAP, 5, 0x3000)
+    assert list(request.dims) == [64, PAGE_SIZE, 2, NUM_KV_HEADS, NUM_PAGES]
+    assert list(request.strides) == [row_bytes, 128, HEAD_DIM * 2, 2 * PAGE_SIZE * row_bytes]
+    assert list(request.box) == [64, PAGE_SIZE, 1, 1, 1]
+    step.attention.run(step.run_args(v_page_stride=0x8000), 0)
+    assert fake.get("num_maps") == 3
+    assert MapRequest.in_dll(fake.library, "map_request").strides[3] == 0x10000
+
+
+def check_gathered_pages_need_no_map(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step(page_size=12)
+    step.plan()
+    step.attention.run(step.run_args(), 0)
+    assert (fake.get("num_maps"), fake.get("num_launches")) == (0, 1)
+
+
+def check_bad_run_arguments(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    for changes, message in (
+        ({"dtype": _core.DType.FLOAT16}, "is float16; the plan was made for bfloat16"),
+        ({"q": 0x1008}, "q must start at a multiple of 16 bytes"),
+        ({"out": 0}, "out is null"),
+        ({"k": 0x2002}, "k must start at a multiple of 16 bytes"),
+        ({"v_token_stride": 100}, "v token stride is 100 elements"),
+        ({"q_head_stride": 129}, "q head stride is 129 elements"),
+        ({"num_pages": 1 << 31}, "num_pages is 2147483648"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step.attention.run(step.run_args(**changes), 0)
+    assert fake.get("num_launches") == 0
+
+
+def check_bad_construction(path: Path) -> None:
+    FakeDriver(path)
+    limits = _core.PlanLimits(4, 64, 1024, NUM_CTAS)
+    shape = _core.AttentionShape(8, 2, HEAD_DIM, 16, _core.DType.BFLOAT16)
+    for address in (0, 0x1040):
+        with pytest.raises(ValueError, match="workspace must be device memory"):
+            _core.DeviceAttention(0, limits, shape, address)
+    float32 = _core.AttentionShape(8, 2, HEAD_DIM, 16, _core.DType.FLOAT32)
+    with pytest.raises(ValueError, match="no kernel for float32 head_dim 128 tma; this build has: "):
+        _core.DeviceAttention(0, limits, float32, 0x1000)
+
+
+def check_kernel_of_another_build(path: Path) -> None:
+    FakeDriver(path, kernel_param_bytes=440)
+    with pytest.raises(_core.DeviceError, match="takes 440 bytes of parameters, the library passes 448"):
+        Step()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_device_info,
+        check_driver_appears_later,
+        check_plan_is_one_copy_of_the_bytes_in_use,
+        check_plan_waits_only_when_all_buffers_are_taken,
+        check_failed_plan_changes_nothing,
+        check_capturing_stream,
+        check_run_before_plan,
+        check_run_is_one_launch,
+        check_tensor_maps,
+        check_gathered_pages_need_no_map,
+        check_bad_run_arguments,
+        check_bad_construction,
+        check_kernel_of_another_build,
+    ],
+)
+def test_launcher(fake_driver: Path, elsewhere: ProcessPoolExecutor, check: Check) -> None:
+    elsewhere.submit(check, fake_driver).result()
