@@ -73,7 +73,9 @@ def read_junit(report: Path) -> dict[str, Any]:
 def run_tests(pytest_args: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", *pytest_args]
+        # xunit1 is the form that has the properties of a test: its seed, its number of cases.
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-o", "junit_family=xunit1"]
+        command += [f"--junitxml={report}", *pytest_args]
         begin = time.monotonic()
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         result = {"command": "pytest -m gpu " + " ".join(pytest_args), "status": status}

@@ -1,8 +1,8 @@
-# Sets Nvcc_EXECUTABLE, and defines Nvcc::headers (cuda.h, cudaTypedefs.h: declarations only, nothing to link).
+# Sets Nvcc_EXECUTABLE and defines Nvcc::headers (cuda.h, cudaTypedefs.h: declarations, nothing to link).
 #
-# CMake's own CUDA support does not know the layout of the registry's packages, so the search is ours; the build
-# backend asks the same program whether a download is needed. Nothing is cached: an isolated build's
-# interpreter, and the compiler in it, are gone at the next build.
+# CMake's own CUDA support does not know the layout of the registry's packages, so the search is ours; the
+# build backend asks the same program whether a download is needed. Nothing is cached: an isolated build's
+# packages, and the compiler among them, are gone at the next build.
 
 find_package(Python 3.10 COMPONENTS Interpreter REQUIRED)
 

@@ -1,5 +1,5 @@
-# The table of kernels: each row is cuda/attention.cu compiled once more. The rows become cubins, the cubins an
-# assembly file that embeds them, and the table itself the C++ array that cpp/kernels.cpp looks them up in.
+# The table of kernels: each row is cuda/attention.cu compiled once more. The rows become cubins, the cubins
+# an assembly file that embeds them, and the table itself the C++ array that cpp/kernels.cpp looks them up in.
 
 set(ONEWAVE_KERNELS
     # dtype  head_dim  loader
@@ -12,7 +12,7 @@ set(ONEWAVE_KERNELS
     "fp16    128       tma"
     "fp16    128       gather")
 
-# What the words of the table are in C++ (onewave/types.h, onewave/device.h) and in the kernel (cuda/config.cuh).
+# What the words of the table are in C++ (onewave/types.h, onewave/device.h) and in cuda/config.cuh.
 set(_cpp_bf16 DType::kBFloat16)
 set(_cpp_fp16 DType::kFloat16)
 set(_cpp_tma Loader::kTma)
@@ -23,28 +23,31 @@ set(_cuda_tma 0)
 set(_cuda_gather 1)
 
 # All that a kernel can include of ours. A list and not a DEPFILE: CMake keeps those in CMakeFiles, which
-# scikit-build-core clears in each new isolated environment, and every `pip install` would compile all kernels anew.
+# scikit-build-core clears in each new isolated environment, so that every `pip install` would compile all
+# kernels anew.
 file(
   GLOB_RECURSE _kernel_includes CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/cuda/*.h" "${PROJECT_SOURCE_DIR}/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cpp/include/*.h")
 
+# One cubin; rebuilt when one of these files changes, and only then.
 function(onewave_compile_kernel name cubin dtype head_dim loader)
   set(source "${PROJECT_SOURCE_DIR}/cuda/attention.cu")
   set(script "${PROJECT_SOURCE_DIR}/cmake/CompileKernel.cmake")
   set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
-  set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM=${head_dim};ONEWAVE_LOADER=${_cuda_${loader}}")
+  set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}}" "ONEWAVE_HEAD_DIM=${head_dim}"
+              "ONEWAVE_LOADER=${_cuda_${loader}}")
   add_custom_command(
     OUTPUT "${cubin}"
     BYPRODUCTS "${cubin}.txt" "${cubin}.csv"
-    COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${source}" "-DCUBIN=${cubin}"
-            "-DINCLUDES=${includes}" "-DDEFINES=${defines}" -P "${script}"
+    COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${source}"
+            "-DCUBIN=${cubin}" "-DINCLUDES=${includes}" "-DDEFINES=${defines}" -P "${script}"
     DEPENDS "${source}" "${script}" "${Nvcc_EXECUTABLE}" ${_kernel_includes}
     COMMENT "Compiling kernel ${name}"
     VERBATIM)
 endfunction()
 
-# onewave_add_kernels(<out: sources>): the two generated sources. Defines the target onewave_kernels, the cubins and
-# their table of resources, kernel_resources.csv in the build folder.
+# onewave_add_kernels(<out: sources>): the two generated sources. Defines the target onewave_kernels: the
+# cubins and their table of resources, kernel_resources.csv in the build folder.
 function(onewave_add_kernels out_sources)
   set(dir "${PROJECT_BINARY_DIR}/kernels")
   file(MAKE_DIRECTORY "${dir}")

@@ -1,8 +1,8 @@
-"""Finds the CUDA compiler, for the build backend (is a download needed?) and for CMake (which one is it?) alike.
+"""Finds the CUDA compiler, for the build backend (is a download needed?) and for CMake (which one is it?).
 
-The first that is there and new enough, in this order: the one CUDACXX names, PATH, /usr/local/cuda, the package
-nvidia-cuda-nvcc of the building interpreter. As a program it prints two lines, the compiler and the directory
-of cuda.h, or says on stderr what it looked at.
+The one that CUDACXX names, or else the first that is new enough: on PATH, in /usr/local/cuda, in the package
+nvidia-cuda-nvcc of this interpreter. As a program it prints two lines, the compiler and the directory of
+cuda.h, or says on stderr what it looked at.
 """
 
 from __future__ import annotations

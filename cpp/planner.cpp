@@ -49,23 +49,20 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 
 /// Sections of the largest plan within the limits.
 ///
-/// Items. A narrow request is one item, and a boundary between two CTAs adds at most three: the cut unit
-/// leaves the range of heads it lay in, as two pieces, and the heads after it are another range. (A unit that
-/// spans several boundaries adds one a boundary.) A wide tile is at most one item per kv head, and pieces of
-/// split units come on top. A wide request has more than kNarrowTileQ rows, and one tile that is not full.
-/// Split tiles. A narrow one has a boundary to itself, a wide one has two pieces or more. Each has one
-/// counter.
+/// Items. Whole heads first: a narrow request is one item, a wide tile is at most one per kv head. A boundary
+/// between two CTAs in the line of either kind adds at most three: the cut unit leaves the range of heads it
+/// lay in, as two pieces, and the heads after it are another range. (A unit over several boundaries adds one
+/// for each further one.) A wide request has more than kNarrowTileQ rows, and at most one tile that is not
+/// full. Split tiles. Each has a boundary of its kind to itself, and one counter.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;
   const int64_t max_narrow = std::min(limits.max_batch_size, limits.max_total_qo_len);
   const int64_t max_wide = std::min<int64_t>(limits.max_batch_size, max_rows / (kNarrowTileQ + 1));
   const int64_t max_wide_tiles = max_wide == 0 ? 0 : max_rows / kWideTileQ + max_wide;
-  const int64_t max_wide_pieces = int64_t{kWideSplitsPerCta} * limits.num_ctas;
-  const int64_t max_items =
-      max_narrow + 3 * (limits.num_ctas - 1) + max_wide_tiles * shape.num_kv_heads + max_wide_pieces;
-  const int64_t max_split_tiles = limits.num_ctas - 1 + max_wide_pieces / 2;
-  return plan_sections(limits.num_ctas, max_items, max_split_tiles, max_split_tiles);
+  const int64_t max_boundaries = 2 * (int64_t{limits.num_ctas} - 1);
+  const int64_t max_items = max_narrow + max_wide_tiles * shape.num_kv_heads + 3 * max_boundaries;
+  return plan_sections(limits.num_ctas, max_items, max_boundaries, max_boundaries);
 }
 
 /// The tiles of one request, those that see most keys first.
@@ -182,6 +179,17 @@ void Schedule::reset(int32_t num_ctas) {
   wide_items.clear();
   split_tiles.clear();
   num_partial_rows = 0;
+}
+
+void Schedule::add_item(Kind kind, int32_t cta, const WorkItem& item, double us) {
+  ctas[cta].us += us;
+  if (kind == Kind::kNarrow) {
+    narrow_items.push_back(item);
+    ++ctas[cta].num_narrow_items;
+  } else {
+    wide_items.push_back({item, cta});
+    ++ctas[cta].num_wide_items;
+  }
 }
 
 void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {

@@ -3,7 +3,8 @@
 /// What the parts of the planner hand to each other. Three steps, each a function of the one before:
 ///
 ///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide
-///   schedule   planner_narrow.cpp and planner_wide.cpp give (tile, kv heads, keys) to CTAs
+///   schedule   planner_narrow.cpp and planner_wide.cpp give (tile, kv heads, keys) to CTAs,
+///              with the line of planner_line.h
 ///   plan       planner.cpp writes the schedule down in the layout of plan_format.h
 ///
 /// All vectors live in one scratch object per thread and keep their capacity: no allocation after the first
@@ -35,6 +36,8 @@ using Tile = WorkItem;
 inline int32_t num_kv_tiles(int32_t num_keys) { return (num_keys + kTileKv - 1) / kTileKv; }
 inline int32_t num_kv_tiles(const Tile& tile) { return num_kv_tiles(tile.kv_end); }
 
+enum class Kind { kNarrow, kWide };
+
 /// An item and the CTA that runs it.
 struct AssignedItem {
   WorkItem item;
@@ -56,6 +59,8 @@ struct Schedule {
   int32_t num_partial_rows = 0;
 
   void reset(int32_t num_ctas);
+  /// Narrow items come in the order of their CTAs.
+  void add_item(Kind kind, int32_t cta, const WorkItem& item, double us);
   /// Opens a merge record for one kv head of a tile; its pieces follow at once, in key order, through
   /// add_split.
   void open_split_tile(const Tile& tile, int32_t kv_head);
@@ -63,17 +68,12 @@ struct Schedule {
   void add_split(WorkItem& item);
 };
 
-/// Bounds that workspace_layout promises and the schedule stays within, whatever the batch.
-///
-/// Narrow pieces: a CTA's share of the line begins with at most one piece of a cut unit and ends with at most
-/// one other, so at most 2 * kNarrowTileQ partial rows per CTA. Wide pieces take at most what that leaves of
-/// kPartialRowsPerCta, and at most kWideSplitsPerCta per CTA; a unit that finds no room is not split.
-inline constexpr int32_t kPartialRowsPerCta = 2 * kWideTileQ;
-inline constexpr int32_t kWideSplitsPerCta = 2;
+/// Most partial rows of a schedule, per CTA. In the line of either kind a CTA's share has at most two pieces
+/// of cut units: one at its start and one at its end.
+inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowTileQ);
 
-/// Lays all (tile, kv head) units in a line and cuts it so that each of some number of CTAs, chosen here,
-/// ends at the same time. `wide_us`: the wide work that the same CTAs must share afterwards, in
-/// CTA-microseconds.
+/// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_us`: the wide work that all
+/// CTAs share afterwards, in CTA-microseconds.
 void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
                      Schedule& schedule);
 
@@ -86,9 +86,9 @@ struct WideScratch {
   std::vector<CtaLoad> narrow_loads;
 };
 
-/// Longest first onto the least loaded CTA, on top of the narrow schedule; splits units where that balances
-/// better. `wide_us`: total_wide_us of the tiles.
-void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
+/// Longest first onto the least loaded CTA, on top of the narrow schedule; splits units where that does not
+/// balance. `wide_us`: total_wide_us of the tiles.
+void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule);
 
 }  // namespace onewave::planner

@@ -1,27 +1,30 @@
-/// The wide kind: compute-bound units (tile, kv head), longest first from a min-heap of CTA loads that starts
-/// with the narrow work. Splits cost partials and a merge, so they are made only where whole units cannot
-/// balance.
+/// The wide kind: compute-bound units, longest first from a min-heap of CTA loads that starts with the narrow
+/// work. Splits cost partials and a merge, so they are made only where whole units do not balance; then the
+/// line is cut.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "planner_internal.h"
+#include "planner_line.h"
 
 namespace onewave::planner {
 namespace {
 
 /// An item takes a range of kv heads while it costs at most this part of a CTA's share of what is left: few
 /// items for long work, single heads towards the end, where they even the loads out.
-constexpr double kItemShare = 0.25;
+constexpr double kItemShare = 0.5;
 
 /// A makespan within this of the balanced one is not worth a split.
 constexpr double kTolerance = 1.05;
 
-/// Longest unsplit unit to try, in parts of the balanced makespan, when whole units do not balance.
-constexpr double kSplitCaps[] = {1.0, 0.5, 1.0 / 3};
+UnitCosts unit_costs(const CostModel& costs) {
+  return {.start_us = kWideUnitUs,
+          .step_us = costs.wide_step_us(),
+          .split_us = kSplitUs + kWideTileQ * costs.partial_row_us()};
+}
 
 /// Loads in whole nanoseconds above the CTA's index: one integer orders the heap, ties included.
 class LoadHeap {
@@ -32,7 +35,7 @@ class LoadHeap {
     std::sort(entries_.begin(), entries_.end());
   }
 
-  int32_t least_loaded() const { return static_cast<int32_t>(entries_.front() & (kMaxNumCtas - 1)); }
+  int32_t least_loaded() const { return static_cast<int32_t>(entries_.front() % kMaxNumCtas); }
 
   /// Adds to the least loaded CTA.
   void add(double us) {
@@ -49,8 +52,6 @@ class LoadHeap {
   }
 
  private:
-  static_assert((kMaxNumCtas & (kMaxNumCtas - 1)) == 0);
-
   static uint64_t entry(double us, uint64_t cta) {
     return static_cast<uint64_t>(std::llround(us * 1e3)) * kMaxNumCtas + cta;
   }
@@ -58,151 +59,79 @@ class LoadHeap {
   std::vector<uint64_t>& entries_;
 };
 
-double unit_us(int32_t kv_tiles, const CostModel& costs) {
-  return kWideUnitUs + kv_tiles * costs.wide_step_us();
+/// Longest first; ties stay in the order of the tiles, so that CTAs that run at the same time share K and V.
+void sort_by_length(const std::vector<Tile>& tiles, std::vector<uint64_t>& order) {
+  order.clear();
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    const auto length = static_cast<uint32_t>(num_kv_tiles(tiles[i]));
+    order.push_back(uint64_t{~length} << 32 | i);
+  }
+  if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
 }
 
-/// Into how many pieces a unit goes so that none is longer than `cap_us`.
-int32_t num_pieces(int32_t kv_tiles, double cap_us, const CostModel& costs) {
-  if (unit_us(kv_tiles, costs) <= cap_us) return 1;
-  const double piece_tiles = std::floor((cap_us - kWideUnitUs - kSplitUs) / costs.wide_step_us());
-  return piece_tiles < 1 ? kv_tiles : static_cast<int32_t>(std::ceil(kv_tiles / piece_tiles));
-}
-
-/// One pass over all units, on top of the narrow schedule.
-class Assignment {
- public:
-  Assignment(const std::vector<Tile>& tiles, const CostModel& costs, double cap_us, double wide_us,
-             WideScratch& scratch, Schedule& schedule)
-      : costs_(costs),
-        schedule_(schedule),
-        heap_(schedule.ctas, scratch.heap),
-        left_us_(wide_us),
-        share_(kItemShare / static_cast<double>(schedule.ctas.size())) {
-    const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
-    partial_rows_left_ = kPartialRowsPerCta * num_ctas - schedule.num_partial_rows;
-    splits_left_ = kWideSplitsPerCta * num_ctas;
-    sort_by_length(tiles, cap_us, scratch.order);
-    for (const uint64_t entry : scratch.order) {
-      const Tile& tile = tiles[static_cast<uint32_t>(entry)];
-      const int32_t pieces = num_pieces(num_kv_tiles(tile), cap_us, costs);
-      pieces > 1 ? place_split(tile, pieces) : place_heads(tile, 0);
-    }
-  }
-
- private:
-  /// Longest piece first; ties stay in the order of the tiles, so that CTAs that run at the same time share K
-  /// and V.
-  void sort_by_length(const std::vector<Tile>& tiles, double cap_us, std::vector<uint64_t>& order) const {
-    order.clear();
-    for (size_t i = 0; i < tiles.size(); ++i) {
-      const int32_t length = num_kv_tiles(tiles[i]);
-      const auto piece_length = static_cast<uint32_t>(length / num_pieces(length, cap_us, costs_));
-      order.push_back(uint64_t{~piece_length} << 32 | i);
-    }
-    if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
-  }
-
-  /// The kv heads from `kv_head` on, unsplit.
-  void place_heads(const Tile& tile, int32_t kv_head) {
-    const double one_us = unit_us(num_kv_tiles(tile), costs_);
-    while (kv_head < tile.kv_head_end) {
-      const double fitting = std::clamp<double>(left_us_ * share_ / one_us, 1, tile.kv_head_end - kv_head);
+/// Whole units to the least loaded CTA.
+void assign_longest_first(const std::vector<Tile>& tiles, const UnitCosts& costs, double wide_us,
+                          WideScratch& scratch, Schedule& schedule) {
+  LoadHeap heap(schedule.ctas, scratch.heap);
+  sort_by_length(tiles, scratch.order);
+  const double share = kItemShare / static_cast<double>(schedule.ctas.size());
+  double left_us = wide_us;
+  for (const uint64_t entry : scratch.order) {
+    const Tile& tile = tiles[static_cast<uint32_t>(entry)];
+    const double one_us = costs.whole_us(num_kv_tiles(tile));
+    for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
+      const double fitting = std::clamp<double>(left_us * share / one_us, 1, tile.kv_head_end - kv_head);
+      const auto num_heads = static_cast<int32_t>(fitting);
       WorkItem item = tile;
       item.kv_head_begin = kv_head;
-      item.kv_head_end = kv_head += static_cast<int32_t>(fitting);
-      const double item_us = (item.kv_head_end - item.kv_head_begin) * one_us;
-      left_us_ -= item_us;
-      place(item, item_us);
+      item.kv_head_end = kv_head += num_heads;
+      schedule.add_item(Kind::kWide, heap.least_loaded(), item, num_heads * one_us);
+      heap.add(num_heads * one_us);
+      left_us -= num_heads * one_us;
     }
   }
+}
 
-  /// Each kv head in `pieces` pieces of almost equal length, while the bounds allow it.
-  void place_split(const Tile& tile, int32_t pieces) {
-    const int32_t length = num_kv_tiles(tile);
-    for (int32_t kv_head = 0; kv_head < tile.kv_head_end; ++kv_head) {
-      if (pieces > splits_left_ || int64_t{pieces} * tile.num_rows > partial_rows_left_) {
-        return place_heads(tile, kv_head);
-      }
-      splits_left_ -= pieces;
-      partial_rows_left_ -= pieces * tile.num_rows;
-      left_us_ -= unit_us(length, costs_);
-      schedule_.open_split_tile(tile, kv_head);
-      for (int32_t piece = 0; piece < pieces; ++piece) place_piece(tile, kv_head, piece, pieces);
-    }
-  }
+double makespan_us(const Schedule& schedule) {
+  double most_us = 0;
+  for (const CtaLoad& load : schedule.ctas) most_us = std::max(most_us, load.us);
+  return most_us;
+}
 
-  void place_piece(const Tile& tile, int32_t kv_head, int32_t piece, int32_t pieces) {
-    const int64_t length = num_kv_tiles(tile);
-    const auto begin = static_cast<int32_t>(length * piece / pieces);
-    const auto end = static_cast<int32_t>(length * (piece + 1) / pieces);
-    WorkItem item = tile;
-    item.kv_head_begin = kv_head;
-    item.kv_head_end = kv_head + 1;
-    item.kv_begin = begin * kTileKv;
-    item.kv_end = std::min(end * kTileKv, tile.kv_end);
-    schedule_.add_split(item);
-    place(item, unit_us(end - begin, costs_) + kSplitUs + tile.num_rows * costs_.partial_row_us());
-  }
-
-  void place(const WorkItem& item, double us) {
-    const int32_t cta = heap_.least_loaded();
-    heap_.add(us);
-    schedule_.wide_items.push_back({item, cta});
-    ++schedule_.ctas[cta].num_wide_items;
-    schedule_.ctas[cta].us += us;
-  }
-
-  const CostModel& costs_;
-  Schedule& schedule_;
-  LoadHeap heap_;
-  double left_us_;  ///< of the units not placed yet
-  double share_;
-  int32_t partial_rows_left_;
-  int32_t splits_left_;
-};
+double mean_us(const Schedule& schedule) {
+  double sum_us = 0;
+  for (const CtaLoad& load : schedule.ctas) sum_us += load.us;
+  return sum_us / static_cast<double>(schedule.ctas.size());
+}
 
 }  // namespace
 
 double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs) {
-  double total = 0;
-  for (const Tile& tile : tiles) total += tile.kv_head_end * unit_us(num_kv_tiles(tile), costs);
-  return total;
+  return sum_work(tiles).whole_us(unit_costs(costs));
 }
 
-void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
+void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
+  const UnitCosts costs = unit_costs(model);
   scratch.narrow_loads = schedule.ctas;
   const size_t num_narrow_splits = schedule.split_tiles.size();
   const int32_t num_narrow_rows = schedule.num_partial_rows;
-  double balanced_us = wide_us;
-  for (const CtaLoad& load : schedule.ctas) balanced_us += load.us;
-  balanced_us /= static_cast<double>(schedule.ctas.size());
-
-  const auto assign = [&](double cap_us) {
+  const auto start_again = [&] {
     schedule.ctas = scratch.narrow_loads;
     schedule.wide_items.clear();
     schedule.split_tiles.resize(num_narrow_splits);
     schedule.num_partial_rows = num_narrow_rows;
-    const Assignment assignment(tiles, costs, cap_us, wide_us, scratch, schedule);
-    return std::max_element(schedule.ctas.begin(), schedule.ctas.end(),
-                            [](const CtaLoad& a, const CtaLoad& b) { return a.us < b.us; })
-        ->us;
   };
 
-  double best_cap_us = INFINITY;
-  double best_us = assign(best_cap_us);
-  double last_cap_us = best_cap_us;
-  for (const double cap : kSplitCaps) {
-    if (best_us <= kTolerance * balanced_us) break;
-    last_cap_us = cap * balanced_us;
-    const double makespan_us = assign(last_cap_us);
-    if (makespan_us >= best_us) continue;
-    best_us = makespan_us;
-    best_cap_us = last_cap_us;
-  }
-  if (last_cap_us != best_cap_us) assign(best_cap_us);
+  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
+  const double whole_makespan_us = makespan_us(schedule);
+  if (whole_makespan_us <= kTolerance * mean_us(schedule)) return;
+  start_again();
+  cut_line(tiles, sum_work(tiles), costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
+  if (makespan_us(schedule) < whole_makespan_us) return;
+  start_again();
+  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
 }
 
 }  // namespace onewave::planner

@@ -19,7 +19,7 @@ class NarrowJoin {
       : buffer_(buffer), scales_(scales), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32 - 4) {}
 
   /// Adds up the warps' results, a slice of columns at a time, and stores them.
-  __device__ __forceinline__ void run(const Output& output, RowState (&rows)[kBlocks][2],
+  __device__ __forceinline__ void run(const Output& output, RowState (&rows)[2 * kBlocks],
                                       float (&out)[kHeadDim / 16][kBlocks][4]) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
@@ -49,16 +49,16 @@ class NarrowJoin {
   }
 
  private:
-  __device__ __forceinline__ void publish_states(RowState (&rows)[kBlocks][2]) const {
+  __device__ __forceinline__ void publish_states(RowState (&rows)[2 * kBlocks]) const {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float l = rows[j][c].l;
+        float l = rows[2 * j + c].l;
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
         if (lane_ < 4) {
-          buffer_.m[warp_][8 * j + 2 * lane_ + c] = rows[j][c].m;
+          buffer_.m[warp_][8 * j + 2 * lane_ + c] = rows[2 * j + c].m;
           buffer_.l[warp_][8 * j + 2 * lane_ + c] = l;
         }
       }
@@ -72,14 +72,14 @@ class NarrowJoin {
     return m;
   }
 
-  __device__ __forceinline__ void rescale_to_joint_max(const RowState (&rows)[kBlocks][2],
+  __device__ __forceinline__ void rescale_to_joint_max(const RowState (&rows)[2 * kBlocks],
                                                        float (&out)[kHeadDim / 16][kBlocks][4]) const {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float m = joint_max(8 * j + lane_ % 4 * 2 + c);
-        const float factor = ptx::ex2((rows[j][c].m - finite_max(m)) * scales_.score_log2);
+        const float factor = ptx::ex2((rows[2 * j + c].m - finite_max(m)) * scales_.score_log2);
 #pragma unroll
         for (int i = 0; i < kHeadDim / 16; ++i) {
           out[i][j][c] *= factor;

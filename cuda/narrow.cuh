@@ -40,7 +40,7 @@ class NarrowConsumer {
   __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     QueryFragments q;
     float out[kHeadDim / 16][kBlocks][4] = {};
-    RowState rows[kBlocks][2];
+    RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
     rings_.q.wait_full(at_.q);
     if constexpr (kQueryInRegisters) {
 #pragma unroll
@@ -122,7 +122,7 @@ class NarrowConsumer {
   }
 
   /// Weights of 16 keys, transposed in registers to the B operand of O^T += V^T P^T; O^T is rescaled.
-  __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[kBlocks][2],
+  __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[2 * kBlocks],
                                           float (&out)[kHeadDim / 16][kBlocks][4],
                                           uint32_t (&weights)[kBlocks][2]) const {
 #pragma unroll
@@ -133,10 +133,10 @@ class NarrowConsumer {
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2)
           tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lanes));
-        const float factor = rows[j][c].raise_max(tile_max, scales_.score_log2);
-        const float scaled_max = finite_max(rows[j][c].m) * scales_.score_log2;
-        scores[j][c] = rows[j][c].add(scores[j][c], scales_.score_log2, scaled_max);
-        scores[j][2 + c] = rows[j][c].add(scores[j][2 + c], scales_.score_log2, scaled_max);
+        const float factor = rows[2 * j + c].raise_max(tile_max, scales_.score_log2);
+        const float scaled_max = finite_max(rows[2 * j + c].m) * scales_.score_log2;
+        scores[j][c] = rows[2 * j + c].add(scores[j][c], scales_.score_log2, scaled_max);
+        scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], scales_.score_log2, scaled_max);
 #pragma unroll
         for (int m = 0; m < kHeadDim / 16; ++m) {
           out[m][j][c] *= factor;

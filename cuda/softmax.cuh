@@ -10,7 +10,9 @@ namespace onewave {
 /// A maximum that may be subtracted: rows that have seen no key keep -inf as their maximum.
 __device__ __forceinline__ float finite_max(float m) { return m == -INFINITY ? 0.f : m; }
 
-/// Running maximum and sum of one row. A thread's `l` covers the columns it holds, `m` the row.
+/// Running maximum and sum of one row. A thread's `l` covers the columns it holds, `m` the row. Keep arrays
+/// of it one-dimensional: in a two-dimensional one nvcc 13.0 initialises only the first row as written here,
+/// the rest to zero.
 struct RowState {
   float m = -INFINITY;
   float l = 0.f;

@@ -53,7 +53,7 @@ class Outputs:
     """Inputs with rows to spare, outputs poisoned with NaN."""
 
     def __init__(self, batch: DenseBatch, num_extra_rows: int = NUM_EXTRA_ROWS) -> None:
-        extra = torch.full_like(batch.q[:1], math.nan).expand(num_extra_rows, -1, -1)
+        extra = batch.q.new_full((num_extra_rows, *batch.q.shape[1:]), math.nan)
         self.num_rows = batch.total_qo_len
         self.q = torch.cat([batch.q, extra])
         self.out = torch.empty_like(self.q)

@@ -1,12 +1,13 @@
 """Mistakes that only a GPU can show: one clear error each, and nothing written or launched."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import onewave
 import pytest
 import torch
-from dense_batch import DenseBatch, Heads, Lens, Paged
+from dense_batch import DenseBatch, Heads, Lens
 from gpu_checks import Outputs, make_attention, plan
 
 pytestmark = pytest.mark.gpu
@@ -112,7 +113,7 @@ def test_baked_values_stay_after_a_capture(step: Step) -> None:
 
 
 def test_a_failed_plan_leaves_the_last_one(step: Step) -> None:
-    broken = Paged(**(vars(step.paged) | {"kv_len_arr": torch.full_like(step.paged.kv_len_arr, -1)}))
+    broken = replace(step.paged, kv_len_arr=torch.full_like(step.paged.kv_len_arr, -1))
     for _ in range(5):
         with pytest.raises(ValueError, match="kv_len"):
             plan(step.attention, step.batch, broken, PAGE_SIZE, causal=True)
@@ -173,7 +174,7 @@ def test_there_is_no_kernel_for(step: Step, name: str, changes: dict[str, Any]) 
 def test_page_ids_on_the_host_are_checked(step: Step) -> None:
     kv_indices = step.paged.kv_indices.cpu()
     kv_indices[2] = 10_000
-    step.paged = Paged(**(vars(step.paged) | {"kv_indices": kv_indices}))
+    step.paged = replace(step.paged, kv_indices=kv_indices)
     step.plan()
     with pytest.raises(ValueError, match="kv_indices"):
         step.run()

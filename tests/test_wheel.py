@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -136,3 +137,19 @@ def test_auditwheel_calls_it_manylinux(wheel_path: Path) -> None:
     assert re.search(r'platform tag: "manylinux_2_\d+_x86_64"', text), done.stdout
     libraries = set(re.findall(r"\b(?:lib|ld-)[\w+.-]*\.so[\w.]*", text))
     assert libraries <= SYSTEM_LIBRARIES, done.stdout
+
+
+def test_a_cpp_program_needs_nothing_but_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on PATH")
+    wheel.extractall(tmp_path)
+    root, program = tmp_path / "onewave", tmp_path / "consumer"
+    source = Path(__file__).parent / "consumer.cpp"
+    libraries = [f"-L{root / 'lib'}", "-lonewave", f"-Wl,-rpath,{root / 'lib'}"]
+    command = [compiler, "-std=c++20", f"-I{root / 'include'}", str(source), *libraries, "-o", str(program)]
+    subprocess.run(command, check=True, timeout=120)
+    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=10)
+    total_bytes, mistake = done.stdout.splitlines()
+    assert int(total_bytes) > 0
+    assert "num_ctas is 0" in mistake

@@ -21,7 +21,9 @@ class Loader(Enum):
 class PlanLimits:
     """What every batch of one object stays within."""
 
-    def __init__(self, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int) -> None: ...
+    def __init__(
+        self, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int
+    ) -> None: ...
     @property
     def max_batch_size(self) -> int: ...
     @property

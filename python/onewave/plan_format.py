@@ -51,7 +51,7 @@ class Plan:
     def __init__(self, data: bytes) -> None:
         numpy = _import_numpy()
         dtypes = record_dtypes()
-        self._bytes = numpy.frombuffer(data, dtype=numpy.uint8).copy()
+        self._bytes: np.ndarray = numpy.frombuffer(data, dtype=numpy.uint8).copy()
         self.header = self._bytes[: dtypes["PlanHeader"].itemsize].view(dtypes["PlanHeader"])[0]
 
         def section(dtype: np.dtype, offset_field: str, count_field: str) -> np.ndarray:
@@ -69,7 +69,8 @@ class Plan:
 
     def items_of(self, cta: int) -> np.ndarray:
         """The items of one CTA in the order it runs them: narrow ones, then wide ones."""
-        return self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["end"]]
+        items: np.ndarray = self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["end"]]
+        return items
 
     def summary(self) -> dict[str, int | float]:
         """What the planner decided, in numbers: counts, and predicted times in microseconds."""

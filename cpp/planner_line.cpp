@@ -1,0 +1,159 @@
+#include "planner_line.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace onewave::planner {
+namespace {
+
+class LineCutter {
+ public:
+  LineCutter(const LineWork& work, const UnitCosts& costs, Kind kind, int num_ctas, Schedule& schedule)
+      : schedule_(schedule),
+        costs_(costs),
+        kind_(kind),
+        num_ctas_(num_ctas),
+        boundary_us_(work.boundary_us(costs)),
+        min_piece_(costs.min_piece()),
+        left_us_(work.whole_us(costs)) {
+    for (int cta = 0; cta < num_ctas; ++cta) loads_us_ += schedule.ctas[cta].us;
+    start_cta();
+  }
+
+  void place(const Tile& tile) {
+    const int32_t length = num_kv_tiles(tile);
+    for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
+      const int32_t num_heads = whole_heads(tile.kv_head_end - kv_head, costs_.whole_us(length));
+      if (num_heads > 0) {
+        place_heads(tile, kv_head, num_heads);
+        kv_head += num_heads;
+      } else if (first_piece(length) > 0) {
+        place_pieces(tile, kv_head);
+        ++kv_head;
+      } else {
+        next_cta();
+      }
+    }
+  }
+
+ private:
+  bool is_last_cta() const { return cta_ == num_ctas_ - 1; }
+
+  /// A CTA may run to the level at which all that follow could end, cuts to come included: what rounding gave
+  /// too much or too little is spread over them.
+  void start_cta() {
+    const int num_ctas_left = num_ctas_ - cta_;
+    const double level_us = (left_us_ + loads_us_ + boundary_us_ * (num_ctas_left - 1)) / num_ctas_left;
+    room_us_ = level_us - schedule_.ctas[cta_].us;
+    loads_us_ -= schedule_.ctas[cta_].us;
+  }
+
+  void next_cta() {
+    ++cta_;
+    start_cta();
+  }
+
+  /// How many of the next heads go to this CTA whole. The last may overrun by half of itself, or by what a
+  /// cut would cost.
+  int32_t whole_heads(int32_t num_heads_left, double unit_us) const {
+    if (is_last_cta()) return num_heads_left;
+    const double overrun_us = std::min(unit_us / 2, costs_.cut_us());
+    const double fitting = std::floor((room_us_ + overrun_us) / unit_us);
+    return static_cast<int32_t>(std::clamp<double>(fitting, 0, num_heads_left));
+  }
+
+  /// Keys that fill this CTA's room, the price of a piece counted.
+  int32_t fitting_piece() const {
+    const double steps = std::round((room_us_ - costs_.start_us - costs_.split_us) / costs_.step_us);
+    return static_cast<int32_t>(std::clamp<double>(steps, 0, kMaxKvLen / kTileKv));
+  }
+
+  /// Length of the piece that begins a cut unit, 0 where one of its sides would be a crumb.
+  int32_t first_piece(int32_t length) const {
+    const int32_t piece = std::min(fitting_piece(), length - min_piece_);
+    return piece >= min_piece_ ? piece : 0;
+  }
+
+  /// Where the piece ends that starts a later CTA: at the unit's end rather than just before it.
+  int32_t next_piece_end(int32_t begin, int32_t length) const {
+    const int32_t piece = std::max(fitting_piece(), min_piece_);
+    return is_last_cta() || length - begin - min_piece_ < piece ? length : begin + piece;
+  }
+
+  void place_heads(const Tile& tile, int32_t kv_head, int32_t num_heads) {
+    WorkItem item = tile;
+    item.kv_head_begin = kv_head;
+    item.kv_head_end = kv_head + num_heads;
+    place_item(item, num_heads * costs_.whole_us(num_kv_tiles(tile)));
+  }
+
+  /// One unit over this CTA and as many of the following as it takes; the last of them may have room left.
+  void place_pieces(const Tile& tile, int32_t kv_head) {
+    const int32_t length = num_kv_tiles(tile);
+    schedule_.open_split_tile(tile, kv_head);
+    left_us_ += costs_.split_us;
+    int32_t begin = 0;
+    int32_t end = first_piece(length);
+    place_piece(tile, kv_head, begin, end);
+    while (end < length) {
+      left_us_ += costs_.start_us + costs_.split_us;  // the rest starts again
+      next_cta();
+      begin = end;
+      end = next_piece_end(begin, length);
+      place_piece(tile, kv_head, begin, end);
+    }
+  }
+
+  void place_piece(const Tile& tile, int32_t kv_head, int32_t begin, int32_t end) {
+    WorkItem item = tile;
+    item.kv_head_begin = kv_head;
+    item.kv_head_end = kv_head + 1;
+    item.kv_begin = begin * kTileKv;
+    item.kv_end = std::min(end * kTileKv, tile.kv_end);
+    schedule_.add_split(item);
+    place_item(item, costs_.whole_us(end - begin) + costs_.split_us);
+  }
+
+  void place_item(const WorkItem& item, double us) {
+    schedule_.add_item(kind_, cta_, item, us);
+    room_us_ -= us;
+    left_us_ -= us;
+  }
+
+  Schedule& schedule_;
+  const UnitCosts& costs_;
+  Kind kind_;
+  int num_ctas_;
+  double boundary_us_;
+  int32_t min_piece_;
+  double left_us_;       ///< of everything not placed yet, cuts to come not counted
+  double loads_us_ = 0;  ///< that the CTAs after this one had before
+  double room_us_ = 0;
+  int cta_ = 0;
+};
+
+}  // namespace
+
+int32_t UnitCosts::min_piece() const { return static_cast<int32_t>(std::ceil(cut_us() / step_us)); }
+
+LineWork sum_work(const std::vector<Tile>& tiles) {
+  LineWork work;
+  double sum_of_squares = 0;
+  for (const Tile& tile : tiles) {
+    const double length = num_kv_tiles(tile);
+    work.num_units += tile.kv_head_end;
+    work.num_steps += length * tile.kv_head_end;
+    sum_of_squares += length * length * tile.kv_head_end;
+  }
+  if (work.num_steps > 0) work.typical_unit_steps = sum_of_squares / work.num_steps;
+  return work;
+}
+
+void cut_line(const std::vector<Tile>& tiles, const LineWork& work, const UnitCosts& costs, Kind kind,
+              int num_ctas, Schedule& schedule) {
+  LineCutter cutter(work, costs, kind, num_ctas, schedule);
+  for (const Tile& tile : tiles) cutter.place(tile);
+}
+
+}  // namespace onewave::planner

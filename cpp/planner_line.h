@@ -1,0 +1,47 @@
+#pragma once
+
+/// Balance by construction: all units (tile, kv head) of one kind laid in a line (tile, kv head, keys), which
+/// is cut where each CTA's share of the time ends. A boundary between two CTAs cuts at most one unit, so a
+/// CTA's share is at most the rest of one unit, ranges of whole heads, and the start of another.
+
+#include <vector>
+
+#include "planner_internal.h"
+
+namespace onewave::planner {
+
+/// What a unit costs, in microseconds.
+struct UnitCosts {
+  double start_us;  ///< of the unit, and again of each of its pieces
+  double step_us;   ///< for each tile of keys
+  double split_us;  ///< of each piece of a cut unit, on top
+
+  double whole_us(int32_t num_steps) const { return start_us + num_steps * step_us; }
+  /// What one more cut adds: a second start, and the split's price on both sides.
+  double cut_us() const { return start_us + 2 * split_us; }
+  /// The shortest piece worth a cut, in tiles of keys: they cost what the cut costs.
+  int32_t min_piece() const;
+};
+
+/// All units of one kind, summed.
+struct LineWork {
+  double num_units = 0;
+  double num_steps = 0;
+  double typical_unit_steps = 0;  ///< length of the unit that the average step belongs to
+
+  double whole_us(const UnitCosts& costs) const {
+    return num_units * costs.start_us + num_steps * costs.step_us;
+  }
+  /// What a boundary between CTAs costs on average: nothing where units are too short to be cut.
+  double boundary_us(const UnitCosts& costs) const {
+    return typical_unit_steps >= 2 * costs.min_piece() ? costs.cut_us() : 0;
+  }
+};
+
+LineWork sum_work(const std::vector<Tile>& tiles);
+
+/// Gives all units to the CTAs [0, num_ctas), on top of what these have, so that they end together.
+void cut_line(const std::vector<Tile>& tiles, const LineWork& work, const UnitCosts& costs, Kind kind,
+              int num_ctas, Schedule& schedule);
+
+}  // namespace onewave::planner

@@ -1,0 +1,74 @@
+"""Where a plan is made and run: on the host alone, or on a GPU. Both take the same records."""
+
+from typing import Protocol
+
+import torch
+
+from onewave import _core
+from onewave._batch import Batch
+
+
+class Engine(Protocol):
+    """Plans and runs for one shape."""
+
+    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+        """Replaces the plan; leaves the last one where it raises."""
+
+    def run(self, args: _core.RunArgs) -> None: ...
+
+    def plan_bytes(self) -> bytes:
+        """A copy of the last plan."""
+
+
+class CpuEngine:
+    """The CPU executor: one thread per core."""
+
+    def __init__(self, limits: _core.PlanLimits, shape: _core.AttentionShape) -> None:
+        self._limits = limits
+        self._shape = shape
+        self._plan = b""
+        self._kv_indices: torch.Tensor | None = None  # the plan holds its address
+
+    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+        self._plan = _core.plan_batch(
+            self._limits, self._shape, causal, sm_scale, *batch.addresses(batch.kv_indices)
+        )
+        self._kv_indices = batch.kv_indices
+
+    def run(self, args: _core.RunArgs) -> None:
+        _core.execute_plan(self._plan, args, 0)
+
+    def plan_bytes(self) -> bytes:
+        return self._plan
+
+
+class DeviceEngine:
+    """A GPU: the plan is uploaded to the workspace, and a run is one launch, both on torch's current stream."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        limits: _core.PlanLimits,
+        shape: _core.AttentionShape,
+        workspace: torch.Tensor,
+    ) -> None:
+        self._device = device
+        self._workspace = workspace
+        self._attention = _core.DeviceAttention(device.index, limits, shape, workspace.data_ptr())
+        self._kv_indices: torch.Tensor | None = None  # in use by the device until the next plan
+
+    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+        kv_indices = batch.kv_indices
+        if kv_indices.device != self._device:
+            # Memory of its own for each plan, so that one that fails leaves the last one's page ids; torch gives
+            # neither part out again before the stream is done with it.
+            kv_indices = kv_indices.pin_memory().to(self._device, non_blocking=True)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._attention.plan(causal, sm_scale, *batch.addresses(kv_indices), stream)
+        self._kv_indices = kv_indices
+
+    def run(self, args: _core.RunArgs) -> None:
+        self._attention.run(args, torch.cuda.current_stream(self._device).cuda_stream)
+
+    def plan_bytes(self) -> bytes:
+        return self._attention.plan_bytes()

@@ -1,0 +1,133 @@
+"""The tensors of a run: checked against the plan, and as the addresses and strides that the extension takes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from onewave import _core
+from onewave._validate import MAX_INT32, check_rows_aligned, check_shape, check_tensor
+from onewave.workspace import CORE_DTYPES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan fixes for the tensors of its runs: all of it is baked into a CUDA graph."""
+
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: torch.dtype
+
+    def to_core(self) -> _core.AttentionShape:
+        return _core.AttentionShape(
+            self.num_qo_heads, self.num_kv_heads, self.head_dim, self.page_size, CORE_DTYPES[self.dtype]
+        )
+
+
+@dataclass(frozen=True)
+class PagedRows:
+    """K or V; strides in elements."""
+
+    address: int
+    page_stride: int
+    token_stride: int
+    head_stride: int
+
+
+@dataclass(frozen=True)
+class KvCache:
+    k: PagedRows
+    v: PagedRows
+    num_pages: int
+
+
+class TensorChecker:
+    """Checks tensors of one device and cache layout against a shape."""
+
+    def __init__(self, device: torch.device, kv_layout: str, shape: Shape) -> None:
+        self._devices = (device,)
+        self._shape = shape
+        # Positions of (page, token, head) in a pair's tensor, and the sizes its dimensions must have.
+        if kv_layout == "NHD":
+            self._positions = (0, 1, 2)
+            self._page = (shape.page_size, shape.num_kv_heads, shape.head_dim)
+            self._page_meaning = "page_size, num_kv_heads, head_dim"
+        else:
+            self._positions = (0, 2, 1)
+            self._page = (shape.num_kv_heads, shape.page_size, shape.head_dim)
+            self._page_meaning = "num_kv_heads, page_size, head_dim"
+
+    def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """q or out: [at least num_rows, num_qo_heads, head_dim]."""
+        shape = self._shape
+        check_tensor(name, tensor, dtype=shape.dtype, devices=self._devices, num_dims=3)
+        check_shape(
+            name, tensor, (None, shape.num_qo_heads, shape.head_dim), "total_qo_len, num_qo_heads, head_dim"
+        )
+        self._check_num_rows(name, tensor, num_rows)
+        check_rows_aligned(name, tensor)
+        return tensor
+
+    def check_lse(self, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """[at least num_rows, num_qo_heads], contiguous float32."""
+        check_tensor("lse", tensor, dtype=torch.float32, devices=self._devices, num_dims=2)
+        check_shape("lse", tensor, (None, self._shape.num_qo_heads), "total_qo_len, num_qo_heads")
+        self._check_num_rows("lse", tensor, num_rows)
+        if not tensor.is_contiguous():
+            raise ValueError(f"lse has strides {tensor.stride()}; it must be contiguous")
+        return tensor
+
+    def check_kv_cache(self, kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> KvCache:
+        """One tensor [num_pages, 2, page], or (k, v) of [num_pages, page] each; a page is [page_size, num_kv_heads,
+        head_dim] in the NHD layout and [num_kv_heads, page_size, head_dim] in HND."""
+        if isinstance(kv_cache, (tuple, list)):
+            if len(kv_cache) != 2:
+                raise ValueError(f"kv_cache has {len(kv_cache)} tensors; it must be one or a (k, v) pair")
+            return self._check_pair(kv_cache[0], kv_cache[1])
+        self._check_cache_tensor("kv_cache", kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
+        k = self._paged_rows(kv_cache, (kv_cache.stride(0), *kv_cache.stride()[2:]), 0)
+        v = self._paged_rows(kv_cache, (kv_cache.stride(0), *kv_cache.stride()[2:]), kv_cache.stride(1))
+        return KvCache(k, v, kv_cache.shape[0])
+
+    def check_scale(self, name: str, scale: float | torch.Tensor | None) -> tuple[float, int]:
+        """A factor and the address of another on the device, 0 for none."""
+        if scale is None:
+            return 1.0, 0
+        if isinstance(scale, torch.Tensor):
+            if scale.numel() != 1:
+                raise ValueError(f"{name} has shape {tuple(scale.shape)}; it must have one element")
+            check_tensor(name, scale, dtype=torch.float32, devices=self._devices, num_dims=scale.dim())
+            return 1.0, scale.data_ptr()
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(f"{name} is {scale!r}; it must be a float or a float32 tensor of one element")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"{name} is {scale}; it must be positive and finite")
+        return float(scale), 0
+
+    def _check_num_rows(self, name: str, tensor: torch.Tensor, num_rows: int) -> None:
+        if tensor.shape[0] < num_rows:
+            raise ValueError(f"{name} has {tensor.shape[0]} rows; it must have the plan's {num_rows} or more")
+
+    def _check_pair(self, k: torch.Tensor, v: torch.Tensor) -> KvCache:
+        for name, tensor in (("kv_cache[0]", k), ("kv_cache[1]", v)):
+            self._check_cache_tensor(name, tensor, 4, (None, *self._page), "num_pages")
+        if k.shape[0] != v.shape[0]:
+            raise ValueError(
+                f"kv_cache has {k.shape[0]} pages of k and {v.shape[0]} of v; it must have as many"
+            )
+        return KvCache(self._paged_rows(k, k.stride(), 0), self._paged_rows(v, v.stride(), 0), k.shape[0])
+
+    def _check_cache_tensor(
+        self, name: str, tensor: torch.Tensor, num_dims: int, wanted: tuple[int | None, ...], leading: str
+    ) -> None:
+        check_tensor(name, tensor, dtype=self._shape.dtype, devices=self._devices, num_dims=num_dims)
+        check_shape(name, tensor, wanted, f"{leading}, {self._page_meaning}")
+        if tensor.shape[0] > MAX_INT32:
+            raise ValueError(f"{name} has {tensor.shape[0]} pages; it must have at most {MAX_INT32}")
+        check_rows_aligned(name, tensor)
+
+    def _paged_rows(self, tensor: torch.Tensor, strides: tuple[int, ...], offset: int) -> PagedRows:
+        page, token, head = (strides[position] for position in self._positions)
+        return PagedRows(tensor.data_ptr() + offset * tensor.element_size(), page, token, head)

@@ -1,0 +1,84 @@
+"""Checks of arguments. Each error names the argument, what it was and what it must be: TypeError for something of
+another kind, ValueError for a tensor or number that does not fit."""
+
+import math
+import operator
+from typing import Any
+
+import torch
+
+# Rows are read by 16-byte copies.
+ROW_ALIGNMENT = 16
+MAX_INT32 = 2**31 - 1
+
+
+def check_int(name: str, value: Any, minimum: int, maximum: int = MAX_INT32) -> int:
+    """`value` as an int, where it is one within [minimum, maximum]."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; it must be an int")
+    number = operator.index(value)
+    if not minimum <= number <= maximum:
+        raise ValueError(f"{name} is {number}; it must be from {minimum} to {maximum}")
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a bool")
+    return value
+
+
+def check_positive_float(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}; it must be a float")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}; it must be positive and finite")
+    return float(value)
+
+
+def check_unsupported(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
+    """For the arguments of FlashInfer's BatchAttention that have no meaning here yet."""
+    if not any(value is allowed or value == allowed for allowed in neutral):
+        raise NotImplementedError(
+            f"{name} is {value!r}; it is not supported in this version and must be {neutral[0]!r}"
+        )
+
+
+def check_tensor(
+    name: str, value: Any, *, dtype: torch.dtype, devices: tuple[torch.device, ...], num_dims: int
+) -> torch.Tensor:
+    """A tensor of this dtype and rank on one of these devices."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} has dtype {value.dtype}; it must be {dtype}")
+    if value.device not in devices:
+        wanted = " or ".join(str(device) for device in devices)
+        raise ValueError(f"{name} is on device {value.device}; it must be on {wanted}")
+    if value.dim() != num_dims:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {num_dims} dimensions")
+    return value
+
+
+def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...], meaning: str) -> None:
+    """`wanted`: a size for each dimension, None for any. `meaning`: the shape in words."""
+    if any(size is not None and size != actual for size, actual in zip(wanted, tensor.shape, strict=True)):
+        shown = ", ".join("any" if size is None else str(size) for size in wanted)
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be [{shown}]: {meaning}")
+
+
+def check_rows_aligned(name: str, tensor: torch.Tensor) -> None:
+    """Rows are contiguous and start at multiples of 16 bytes. A stride that is never taken may be anything."""
+    if tensor.numel() == 0:
+        return
+    if tensor.stride(-1) != 1:
+        raise ValueError(f"{name} has strides {tensor.stride()}; the last one must be 1")
+    if tensor.data_ptr() % ROW_ALIGNMENT != 0:
+        raise ValueError(f"{name} starts at {tensor.data_ptr():#x}; it must start at a multiple of 16 bytes")
+    bytes_per_element = tensor.element_size()
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        if size > 1 and stride * bytes_per_element % ROW_ALIGNMENT != 0:
+            raise ValueError(
+                f"{name} has strides {tensor.stride()} in elements of {bytes_per_element} bytes; "
+                "all but the last must be multiples of 16 bytes"
+            )

@@ -1,0 +1,273 @@
+"""BatchAttention: the attention of one serving step, planned once and run once a layer."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+from onewave import _core
+from onewave._batch import make_batch
+from onewave._engine import CpuEngine, DeviceEngine, Engine
+from onewave._tensors import KvCache, Shape, TensorChecker
+from onewave._validate import check_bool, check_int, check_positive_float, check_unsupported
+from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What run() needs to know of the last plan."""
+
+    shape: Shape
+    checker: TensorChecker
+    total_qo_len: int
+    max_page_id: int  # -1: not known
+
+
+class BatchAttention:
+    """Attention of a batch of requests over a paged KV cache, any mix of prefill, verification and decode.
+
+    Called like FlashInfer's `BatchAttention`: plan() once a step, run() once a layer, also inside a CUDA graph. A
+    graph captured once replays for every later plan() of the same heads, head_dim, dtype and page_size.
+
+    One object serves one thread and one stream at a time.
+    """
+
+    def __init__(
+        self,
+        kv_layout: str = "NHD",
+        device: torch.device | str = "cuda",
+        *,
+        workspace: torch.Tensor | None = None,
+        max_batch_size: int = 2048,
+        max_total_qo_len: int = 65536,
+        max_kv_len: int = 1 << 20,
+        num_ctas: int | None = None,
+        split_policy: str = "balanced",
+    ) -> None:
+        """Host only: allocates and copies nothing.
+
+        kv_layout: "NHD" for pages of [page_size, num_kv_heads, head_dim], "HND" for [num_kv_heads, page_size,
+            head_dim].
+        device: "cuda" for a Hopper GPU; "cpu" runs the same plan on the host, for machines without one.
+        workspace: uint8 memory on `device`, `onewave.workspace_size(...)` bytes or more from a multiple of 256;
+            None: the first plan() allocates it. A CPU's runs do not use it.
+        max_batch_size, max_total_qo_len, max_kv_len: requests, query tokens of all requests and keys of one
+            request that a plan may have. They fix the size of the workspace.
+        num_ctas: CTAs of the one wave; None: one for each SM (132 on a CPU).
+        split_policy: "balanced" is the only one so far.
+
+        Raises onewave.DeviceError for a missing or too old driver and for a GPU that is not Hopper.
+        """
+        if kv_layout not in ("NHD", "HND"):
+            raise ValueError(f"kv_layout is {kv_layout!r}; it must be 'NHD' or 'HND'")
+        check_unsupported("split_policy", split_policy, ("balanced",))
+        self._kv_layout = kv_layout
+        self._device = resolve_device(device)
+        self._limits = make_limits(self._device, max_batch_size, max_total_qo_len, max_kv_len, num_ctas)
+        if workspace is not None:
+            check_workspace(workspace, self._device)
+        self._workspace = workspace
+        self._engine: Engine | None = None
+        self._planned: _Planned | None = None
+        self._is_captured = False
+
+    def plan(
+        self,
+        qo_indptr: torch.Tensor,
+        kv_indptr: torch.Tensor,
+        kv_indices: torch.Tensor,
+        kv_len_arr: torch.Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        head_dim_vo: int,
+        page_size: int,
+        causal: bool = False,
+        sm_scale: float | None = None,
+        logits_soft_cap: float | None = None,
+        q_data_type: torch.dtype = torch.bfloat16,
+        kv_data_type: torch.dtype = torch.bfloat16,
+        use_profiler: bool = False,
+    ) -> None:
+        """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
+
+        qo_indptr, kv_indptr: int32 [batch_size + 1], where the query tokens and the pages of each request begin.
+        kv_indices: int32 [kv_indptr[batch_size]] or more, page ids. On the GPU it is used in place until the next
+            plan() and its values are not checked.
+        kv_len_arr: int32 [batch_size], keys of each request in tokens; 0 is legal, and so is a qo_len of 0.
+        head_dim_qk, head_dim_vo: 64 or 128, and equal.
+        causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
+        sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
+        q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
+
+        Cost: planning on the host and one copy to the GPU on the current stream; it waits only when four earlier
+        copies are still in flight. Length tensors on the GPU add three copies and one synchronisation of the
+        stream, a kv_indices on the host one copy and two allocations. The first plan of a shape allocates.
+
+        Raises ValueError or TypeError for arguments, RuntimeError on a capturing stream and for a shape other
+        than the one that a CUDA graph was captured with.
+        """
+        check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
+        check_unsupported("use_profiler", use_profiler, (False,))
+        shape = self._check_shape(
+            num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type
+        )
+        check_bool("causal", causal)
+        scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
+        self._check_capture(shape)
+        batch = make_batch(self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
+        is_same_shape = self._planned is not None and self._planned.shape == shape
+        engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
+        engine.plan(batch, causal, scale)
+        self._engine = engine
+        self._planned = _Planned(
+            shape,
+            TensorChecker(self._device, self._kv_layout, shape),
+            batch.total_qo_len,
+            batch.max_page_id,
+        )
+
+    def run(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        out: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+        k_scale: float | torch.Tensor | None = None,
+        v_scale: float | torch.Tensor | None = None,
+        logits_soft_cap: float = 0.0,
+        profiler_buffer: torch.Tensor | None = None,
+        kv_cache_sf: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attention of one layer, by the last plan. Returns (out, lse).
+
+        q: [total_qo_len, num_qo_heads, head_dim].
+        kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
+            such tensors without the second dimension, with any strides.
+        out: like q; a row that sees no key becomes 0. lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of
+            the scaled scores in base 2, -inf for such a row. None: allocated.
+        k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
+            are read by the launch.
+
+        Rows start at multiples of 16 bytes and have a stride of 1. q, out and lse may have more rows than the
+        plan: those are neither read nor written.
+
+        Cost: one launch on the current stream; it never synchronises, and allocates only an `out` or `lse` that is
+        None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
+        before the first plan().
+        """
+        if self._engine is None or self._planned is None:
+            raise RuntimeError("run() needs a plan; call plan() first")
+        check_unsupported("logits_soft_cap", logits_soft_cap, (0.0, None))
+        check_unsupported("profiler_buffer", profiler_buffer, (None,))
+        check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
+        checker, num_rows = self._planned.checker, self._planned.total_qo_len
+        checker.check_queries("q", q, num_rows)
+        cache = checker.check_kv_cache(kv_cache)
+        self._check_page_ids(cache)
+        k_factor, k_scale_address = checker.check_scale("k_scale", k_scale)
+        v_factor, v_scale_address = checker.check_scale("v_scale", v_scale)
+        if out is not None:
+            checker.check_queries("out", out, num_rows)
+        if lse is not None:
+            checker.check_lse(lse, num_rows)
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if lse is None:
+            lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        args = _core.RunArgs(
+            CORE_DTYPES[q.dtype],
+            *(q.data_ptr(), q.stride(0), q.stride(1)),
+            *(cache.k.address, cache.k.page_stride, cache.k.token_stride, cache.k.head_stride),
+            *(cache.v.address, cache.v.page_stride, cache.v.token_stride, cache.v.head_stride),
+            cache.num_pages,
+            *(out.data_ptr(), out.stride(0), out.stride(1)),
+            lse.data_ptr(),
+            *(k_factor, v_factor),
+            *(k_scale_address, v_scale_address),
+        )
+        self._engine.run(args)
+        self._is_captured = self._is_captured or self._is_capturing()
+        return out, lse
+
+    def prewarm_paged_kv_stride_variant(self, variant: str = "independent") -> None:
+        """Does nothing: FlashInfer compiles a second kernel for caches whose k and v differ in strides, and this
+        loads it before a capture. Here one kernel takes all strides and plan() has loaded it."""
+
+    def plan_bytes(self) -> bytes:
+        """A copy of the last plan, for onewave.plan_format. Host only."""
+        if self._engine is None:
+            raise RuntimeError("plan_bytes() needs a plan; call plan() first")
+        return self._engine.plan_bytes()
+
+    def _check_shape(
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        head_dim_vo: int,
+        page_size: int,
+        q_data_type: torch.dtype,
+        kv_data_type: torch.dtype,
+    ) -> Shape:
+        for name, value in (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads)):
+            check_int(name, value, 1)
+        check_int("head_dim_qk", head_dim_qk, 1)
+        check_int("page_size", page_size, 1)
+        if head_dim_vo != head_dim_qk:
+            raise ValueError(
+                f"head_dim_vo is {head_dim_vo!r}; it must equal head_dim_qk, which is {head_dim_qk}"
+            )
+        if q_data_type not in CORE_DTYPES:
+            wanted = ", ".join(str(dtype) for dtype in CORE_DTYPES)
+            raise ValueError(f"q_data_type is {q_data_type!r}; it must be one of {wanted}")
+        if q_data_type == torch.float32 and self._device.type != "cpu":
+            raise ValueError(
+                "q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU"
+            )
+        if kv_data_type != q_data_type:
+            raise ValueError(f"kv_data_type is {kv_data_type!r}; it must equal q_data_type, {q_data_type}")
+        return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
+
+    def _check_capture(self, shape: Shape) -> None:
+        """What a captured graph has baked in may not change, and a graph cannot contain a plan."""
+        if self._is_capturing():
+            raise RuntimeError(
+                "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
+            )
+        if not self._is_captured or self._planned is None or self._planned.shape == shape:
+            return
+        changed = [
+            f"{field.name} is {getattr(shape, field.name)} and was {getattr(self._planned.shape, field.name)}"
+            for field in fields(Shape)
+            if getattr(shape, field.name) != getattr(self._planned.shape, field.name)
+        ]
+        raise RuntimeError(
+            f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
+        )
+
+    def _check_page_ids(self, cache: KvCache) -> None:
+        assert self._planned is not None
+        if self._planned.max_page_id >= cache.num_pages:
+            raise ValueError(
+                f"kv_indices of the plan has page id {self._planned.max_page_id}; "
+                f"it must be below {cache.num_pages}, the pages of kv_cache"
+            )
+
+    def _is_capturing(self) -> bool:
+        if self._device.type == "cpu":
+            return False
+        with torch.cuda.device(self._device):
+            return torch.cuda.is_current_stream_capturing()
+
+    def _make_engine(self, shape: Shape) -> Engine:
+        core_shape = shape.to_core()
+        num_bytes = _core.workspace_layout(self._limits, core_shape).total_bytes
+        if self._workspace is not None:
+            check_workspace_size(self._workspace, num_bytes)
+        if self._device.type == "cpu":
+            return CpuEngine(self._limits, core_shape)
+        workspace = self._workspace
+        if workspace is None:
+            workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        return DeviceEngine(self._device, self._limits, core_shape, workspace)

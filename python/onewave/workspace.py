@@ -1,0 +1,106 @@
+"""The limits of an object and the workspace that they fix."""
+
+import torch
+
+from onewave import _core
+from onewave._validate import check_int
+
+# Bounds of PlanLimits.num_ctas: kMaxNumCtas of plan_format.h.
+MAX_NUM_CTAS = 1024
+# CTAs of a plan that is made without a GPU: the SMs of an H100 or H200.
+DEFAULT_NUM_CTAS = 132
+# What torch gives, and more than any part of the workspace asks for.
+WORKSPACE_ALIGNMENT = 256
+
+CORE_DTYPES = {
+    torch.float32: _core.DType.FLOAT32,
+    torch.float16: _core.DType.FLOAT16,
+    torch.bfloat16: _core.DType.BFLOAT16,
+}
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device with its index. DeviceError where it cannot run the kernel, ValueError for other kinds."""
+    resolved = torch.device(device)
+    if resolved.type == "cpu":
+        return torch.device("cpu")
+    if resolved.type != "cuda":
+        raise ValueError(f"device is {str(device)!r}; it must be 'cuda', 'cuda:<index>' or 'cpu'")
+    if resolved.index is None:
+        resolved = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    _core.device_info(resolved.index)
+    if not torch.cuda.is_available():
+        raise _core.DeviceError(
+            f"device is {str(device)!r}, and torch {torch.__version__} cannot use it: "
+            f"built for CUDA {torch.version.cuda}; install a torch built for CUDA 13"
+        )
+    return resolved
+
+
+def make_limits(
+    device: torch.device, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int | None
+) -> _core.PlanLimits:
+    """`num_ctas` None: one for each SM of the device, 132 for a CPU."""
+    available = MAX_NUM_CTAS
+    wanted = DEFAULT_NUM_CTAS
+    if device.type == "cuda":
+        available = wanted = _core.device_info(device.index).num_sms
+    return _core.PlanLimits(
+        check_int("max_batch_size", max_batch_size, 1),
+        check_int("max_total_qo_len", max_total_qo_len, 1),
+        check_int("max_kv_len", max_kv_len, 1),
+        wanted if num_ctas is None else check_int("num_ctas", num_ctas, 1, available),
+    )
+
+
+def workspace_size(
+    *,
+    max_batch_size: int = 2048,
+    max_total_qo_len: int = 65536,
+    max_kv_len: int = 1 << 20,
+    num_ctas: int | None = None,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cuda",
+) -> int:
+    """Bytes of the workspace that a BatchAttention of these limits needs for these heads; exact. Host only.
+
+    `device` is looked at only where `num_ctas` is None. Raises ValueError for limits or heads that cannot be, and
+    DeviceError where the SMs of a device that cannot be used are asked for.
+    """
+    where = resolve_device(device) if num_ctas is None else torch.device("cpu")
+    limits = make_limits(where, max_batch_size, max_total_qo_len, max_kv_len, num_ctas)
+    if dtype not in CORE_DTYPES:
+        raise ValueError(f"dtype is {dtype}; it must be one of {', '.join(map(str, CORE_DTYPES))}")
+    shape = _core.AttentionShape(num_qo_heads, num_kv_heads, head_dim, page_size, CORE_DTYPES[dtype])
+    return _core.workspace_layout(limits, shape).total_bytes
+
+
+def check_workspace(workspace: torch.Tensor, device: torch.device) -> None:
+    """All but its size, which depends on the heads of a plan."""
+    if not isinstance(workspace, torch.Tensor):
+        raise TypeError(f"workspace is a {type(workspace).__name__}; it must be a torch.Tensor")
+    if workspace.dtype != torch.uint8:
+        raise ValueError(f"workspace has dtype {workspace.dtype}; it must be torch.uint8")
+    if workspace.device != device:
+        raise ValueError(f"workspace is on device {workspace.device}; it must be on {device}")
+    if workspace.dim() != 1 or not workspace.is_contiguous():
+        raise ValueError(
+            f"workspace has shape {tuple(workspace.shape)} and strides {workspace.stride()}; "
+            "it must be one-dimensional and contiguous"
+        )
+    if workspace.data_ptr() % WORKSPACE_ALIGNMENT != 0:
+        raise ValueError(
+            f"workspace starts at {workspace.data_ptr():#x}; it must start at a multiple of 256 bytes"
+        )
+
+
+def check_workspace_size(workspace: torch.Tensor, num_bytes: int) -> None:
+    if workspace.numel() < num_bytes:
+        raise ValueError(
+            f"workspace has {workspace.numel()} bytes; it must have {num_bytes} for these limits and heads, "
+            "which onewave.workspace_size() tells"
+        )

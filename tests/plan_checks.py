@@ -1,0 +1,183 @@
+"""What must hold for every plan, checked by brute force from the batch alone: no code of the planner's is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onewave import _core
+from onewave.plan_format import Plan
+
+TILE_KV = 128
+WIDE_TILE_Q = 128
+NARROW_TILE_Q = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step and the limits it is planned under; `requests` are (kv_len, qo_len)."""
+
+    requests: list[tuple[int, int]]
+    num_qo_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    page_size: int = 16
+    causal: bool = True
+    num_ctas: int = 132
+
+    @property
+    def group_size(self) -> int:
+        return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def qo_indptr(self) -> np.ndarray:
+        return np.cumsum([0] + [qo_len for _, qo_len in self.requests], dtype=np.int32)
+
+    @property
+    def kv_indptr(self) -> np.ndarray:
+        num_pages = [-(-kv_len // self.page_size) for kv_len, _ in self.requests]
+        return np.cumsum([0, *num_pages], dtype=np.int32)
+
+    @property
+    def kv_len_arr(self) -> np.ndarray:
+        return np.array([kv_len for kv_len, _ in self.requests], dtype=np.int32)
+
+    def limits(self) -> _core.PlanLimits:
+        """As tight as the batch allows, so that a bound of the planner's that is too small shows."""
+        return _core.PlanLimits(
+            max(1, len(self.requests)),
+            max(1, int(self.qo_indptr[-1])),
+            max(1, *(kv_len for kv_len, _ in self.requests), 1),
+            self.num_ctas,
+        )
+
+    def shape(self) -> _core.AttentionShape:
+        return _core.AttentionShape(
+            self.num_qo_heads, self.num_kv_heads, self.head_dim, self.page_size, _core.DType.BFLOAT16
+        )
+
+    def plan_bytes(self) -> bytes:
+        qo_indptr, kv_indptr, kv_len_arr = self.qo_indptr, self.kv_indptr, self.kv_len_arr
+        return _core.plan_batch(
+            self.limits(),
+            self.shape(),
+            self.causal,
+            0.125,
+            len(self.requests),
+            qo_indptr.ctypes.data,
+            kv_indptr.ctypes.data,
+            kv_len_arr.ctypes.data,
+            0,
+        )
+
+    def plan(self) -> Plan:
+        return Plan(self.plan_bytes())
+
+
+def check_plan(batch: Batch, plan: Plan) -> None:
+    check_sizes(batch, plan)
+    check_lists(plan)
+    check_items(batch, plan)
+    check_splits(plan)
+    for request in range(len(batch.requests)):
+        check_request(batch, plan, request)
+
+
+def check_sizes(batch: Batch, plan: Plan) -> None:
+    layout = _core.workspace_layout(batch.limits(), batch.shape())
+    assert len(plan.to_bytes()) == plan.header["num_bytes"] <= layout.plan_bytes
+    assert plan.header["num_partial_rows"] <= layout.max_partial_rows
+    assert plan.header["num_ctas"] == batch.num_ctas
+    assert layout.plan_bytes <= layout.partial_lse_offset
+    assert layout.partial_lse_offset + 4 * layout.max_partial_rows <= layout.partial_out_offset
+    partial_out_bytes = 4 * layout.max_partial_rows * batch.head_dim
+    assert layout.partial_out_offset + partial_out_bytes == layout.total_bytes
+    assert layout.partial_lse_offset % 256 == layout.partial_out_offset % 256 == 0
+
+
+def check_lists(plan: Plan) -> None:
+    """The CTAs' lists partition the items, narrow ones before wide ones."""
+    ctas = plan.ctas
+    assert ctas["narrow_begin"][0] == 0
+    assert ctas["end"][-1] == len(plan.items)
+    assert (ctas["narrow_begin"][1:] == ctas["end"][:-1]).all()
+    assert (ctas["narrow_begin"] <= ctas["wide_begin"]).all()
+    assert (ctas["wide_begin"] <= ctas["end"]).all()
+    assert ((ctas["predicted_us"] > 0) == (ctas["end"] > ctas["narrow_begin"])).all()
+
+
+def check_items(batch: Batch, plan: Plan) -> None:
+    items = plan.items
+    qo_lens = np.diff(batch.qo_indptr)[items["request"]]
+    kv_lens = batch.kv_len_arr[items["request"]]
+    num_rows = qo_lens * batch.group_size
+    row_end = items["row_begin"] + items["num_rows"]
+    assert (items["num_rows"] > 0).all()
+    assert (items["row_begin"] >= 0).all() and (row_end <= num_rows).all()
+    assert (items["q_token_begin"] == batch.qo_indptr[items["request"]]).all()
+    assert (items["page_begin"] == batch.kv_indptr[items["request"]]).all()
+    assert (items["kv_head_begin"] >= 0).all() and (items["kv_head_end"] <= batch.num_kv_heads).all()
+    assert (items["kv_head_begin"] < items["kv_head_end"]).all()
+    assert (items["kv_begin"] % TILE_KV == 0).all()
+
+    is_narrow = np.zeros(len(items), dtype=bool)
+    for cta in plan.ctas:
+        is_narrow[cta["narrow_begin"] : cta["wide_begin"]] = True
+    assert (is_narrow == (num_rows <= NARROW_TILE_Q)).all()
+    assert (items["num_rows"] <= np.where(is_narrow, NARROW_TILE_Q, WIDE_TILE_Q)).all()
+
+    last_token = (row_end - 1) // batch.group_size
+    visible = kv_lens - qo_lens + last_token + 1 if batch.causal else kv_lens
+    tile_end = np.clip(visible, 0, kv_lens)
+    assert (items["kv_end"] <= tile_end).all(), "keys that no row of the tile sees"
+    is_split = items["split_tile"] >= 0
+    inner_end = is_split & (items["kv_end"] < tile_end)
+    assert (items["kv_end"][inner_end] % TILE_KV == 0).all()
+
+
+def check_splits(plan: Plan) -> None:
+    """Every partial row is written by one item and read by one merge; a merge has all its pieces, in key order."""
+    slot_writers = np.zeros(plan.header["num_partial_rows"], dtype=int)
+    counter_users = np.zeros(plan.header["num_counters"], dtype=int)
+    assert (plan.counters == 0).all()
+    for index, tile in enumerate(plan.split_tiles):
+        assert tile["num_splits"] >= 2
+        num_heads = tile["kv_head_end"] - tile["kv_head_begin"]
+        counter_users[tile["counter_begin"] : tile["counter_begin"] + num_heads] += 1
+        pieces = plan.items[plan.items["split_tile"] == index]
+        for field in ("q_token_begin", "row_begin", "num_rows"):
+            assert (pieces[field] == tile[field]).all()
+        for kv_head in range(tile["kv_head_begin"], tile["kv_head_end"]):
+            ours = pieces[(pieces["kv_head_begin"] <= kv_head) & (kv_head < pieces["kv_head_end"])]
+            ours = ours[np.argsort(ours["split_idx"])]
+            assert ours["split_idx"].tolist() == list(range(tile["num_splits"]))
+            assert (ours["kv_begin"] < ours["kv_end"]).all()
+            assert ours["kv_begin"][0] == 0
+            assert (ours["kv_begin"][1:] == ours["kv_end"][:-1]).all()
+            first_slot = (kv_head - tile["kv_head_begin"]) * tile["num_splits"]
+            begin = tile["partial_row_begin"] + first_slot * tile["num_rows"]
+            slot_writers[begin : begin + tile["num_splits"] * tile["num_rows"]] += 1
+    assert (slot_writers == 1).all()
+    assert (counter_users == 1).all()
+
+
+def check_request(batch: Batch, plan: Plan, request: int) -> None:
+    """Each (kv head, row, key) that the mask allows is seen exactly once, each row of out has one writer."""
+    kv_len, qo_len = batch.requests[request]
+    rows = np.arange(qo_len * batch.group_size)
+    keys = np.arange(kv_len)
+    seen = np.zeros((batch.num_kv_heads, len(rows), kv_len), dtype=np.uint8)
+    writers = np.zeros((batch.num_kv_heads, len(rows)), dtype=np.uint8)
+    for item in plan.items[plan.items["request"] == request]:
+        heads = slice(item["kv_head_begin"], item["kv_head_end"])
+        tile = slice(item["row_begin"], item["row_begin"] + item["num_rows"])
+        chunk = slice(item["kv_begin"], item["kv_end"])
+        last_key = item["causal_shift"] + rows[tile] // batch.group_size
+        seen[heads, tile, chunk] += keys[chunk] <= last_key[:, None]
+        is_writer = item["split_tile"] < 0 or item["split_idx"] == 0  # the merge, counted at its first piece
+        writers[heads, tile] += is_writer
+    allowed = np.full(len(rows), kv_len)
+    if batch.causal:
+        allowed = kv_len - qo_len + rows // batch.group_size + 1
+    assert (writers == 1).all()
+    assert (seen == (keys < allowed[:, None])).all()

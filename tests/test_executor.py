@@ -1,0 +1,195 @@
+"""The CPU executor against float64: every mask, group size, page size, stride form, type and empty case."""
+
+import math
+import os
+import secrets
+
+import onewave
+import pytest
+import torch
+from dense_batch import DenseBatch, Heads, Lens, Paged
+from gpu_checks import NUM_EXTRA_ROWS, UNTOUCHED, Outputs, make_attention, plan, run_twice
+from onewave.plan_format import Plan
+from reference import check_against, reference
+
+# Few CTAs and long requests make splits; short and empty ones are every corner of the masks.
+NUM_CTAS = 7
+MIXED = [
+    Lens(700, 1, 3),
+    Lens(300, 3, 2),
+    Lens(260, 70),
+    Lens(129, 129),
+    Lens(5, 9),
+    Lens(33, 0),
+    Lens(0, 4),
+    Lens(0, 0),
+    Lens(1, 1),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
+def seed() -> int:
+    """Fresh inputs every time; ONEWAVE_TEST_SEED repeats those of a failure."""
+    value = int(os.environ.get("ONEWAVE_TEST_SEED", secrets.randbits(31)))
+    print(f"ONEWAVE_TEST_SEED={value}")
+    return value
+
+
+def run_planned(
+    attention: onewave.BatchAttention, batch: DenseBatch, paged: Paged, **scales: float | torch.Tensor
+) -> Outputs:
+    """Runs twice into poisoned outputs; the two must agree to the bit."""
+    outputs = Outputs(batch, num_extra_rows=min(batch.total_qo_len, NUM_EXTRA_ROWS))
+    run_twice(attention, outputs, paged, **scales)
+    return outputs
+
+
+def check_outputs(outputs: Outputs, batch: DenseBatch, causal: bool, **scales: float) -> None:
+    num_rows = outputs.num_rows
+    assert bool((outputs.out[num_rows:] == UNTOUCHED).all()), "out: rows beyond the batch were written"
+    assert bool((outputs.lse[num_rows:] == UNTOUCHED).all()), "lse: rows beyond the batch were written"
+    check_against(reference(batch, causal, **scales), outputs.out[:num_rows], outputs.lse[:num_rows])
+
+
+def run_and_check(batch: DenseBatch, page_size: int, causal: bool, layout: str = "NHD") -> None:
+    attention = make_attention(batch, "HND" if layout == "HND" else "NHD", NUM_CTAS)
+    paged = batch.paged(page_size, layout)
+    plan(attention, batch, paged, page_size, causal)
+    check_outputs(run_planned(attention, batch, paged), batch, causal)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
+@pytest.mark.parametrize("group_size", [1, 4, 7, 8, 64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_group_sizes_and_page_sizes(causal: bool, group_size: int, page_size: int, seed: int) -> None:
+    num_kv_heads = 1 if group_size == 64 else 2
+    batch = DenseBatch(MIXED, Heads(num_kv_heads, group_size, 64), torch.bfloat16, seed, "cpu")
+    run_and_check(batch, page_size, causal)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["NHD", "HND", "pair", "strided"])
+def test_layouts_and_types(layout: str, dtype: torch.dtype, head_dim: int, seed: int) -> None:
+    run_and_check(DenseBatch(MIXED, Heads(3, 4, head_dim), dtype, seed, "cpu"), 16, True, layout)
+
+
+@pytest.mark.parametrize("lens", [[Lens(0, 0)], [Lens(0, 5)], [Lens(9, 0, 3)], [Lens(2, 235), Lens(1, 300)]])
+@pytest.mark.parametrize("causal", [False, True])
+def test_batches_that_see_little(lens: list[Lens], causal: bool, seed: int) -> None:
+    run_and_check(DenseBatch(lens, Heads(2, 4, 64), torch.float32, seed, "cpu"), 4, causal)
+
+
+def test_empty_batch() -> None:
+    attention = onewave.BatchAttention(device="cpu")
+    no_lengths = torch.zeros(0, dtype=torch.int32)
+    zero = torch.zeros(1, dtype=torch.int32)
+    attention.plan(zero, zero, no_lengths, no_lengths, 4, 2, 64, 64, 16)
+    out, lse = attention.run(torch.zeros(0, 4, 64).bfloat16(), torch.zeros(0, 2, 16, 2, 64).bfloat16())
+    assert out.shape == (0, 4, 64) and lse.shape == (0, 4)
+
+
+@pytest.mark.parametrize("num_ctas", [1, 2, 132, 1024])
+def test_any_number_of_ctas(num_ctas: int, seed: int) -> None:
+    batch = DenseBatch([Lens(3000, 1, 2), Lens(900, 50)], Heads(2, 4, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch, num_ctas=num_ctas), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    check_outputs(run_planned(attention, batch, paged), batch, True)
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_scales(kind: type, seed: int) -> None:
+    batch = DenseBatch(MIXED, Heads(2, 4, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch, num_ctas=NUM_CTAS), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    outputs = run_planned(attention, batch, paged, k_scale=kind(0.25), v_scale=kind(1.75))
+    check_outputs(outputs, batch, True, k_scale=0.25, v_scale=1.75)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_number(dtype: torch.dtype) -> None:
+    """One key a request hands its value through, scaled: all bit patterns are read and rounded as torch does."""
+    head_dim, num_requests = 128, 65536 // 128
+    values = torch.arange(65536).to(torch.int16).view(dtype).view(num_requests, 1, 1, head_dim)
+    indptr = torch.arange(num_requests + 1, dtype=torch.int32)
+    attention = onewave.BatchAttention(device="cpu")
+    attention.plan(
+        indptr,
+        indptr,
+        indptr[:-1],
+        torch.ones(num_requests, dtype=torch.int32),
+        *(1, 1, head_dim, head_dim, 1),
+        q_data_type=dtype,
+        kv_data_type=dtype,
+    )
+    q = torch.zeros(num_requests, 1, head_dim, dtype=dtype)
+    for v_scale in (1.0, 1 / 3, 2.0**-9 / 3, 300.0):
+        out, _ = attention.run(q, (torch.zeros_like(values), values), v_scale=v_scale)
+        expected = (values.float() * torch.tensor(v_scale)).to(dtype).view_as(out)
+        same = (out == expected) | (out.isnan() & expected.isnan())
+        assert bool(same.all()), f"{values.view_as(out)[~same][0]} * {v_scale}: {out[~same][0]}"
+
+
+@pytest.fixture
+def planned(seed: int) -> tuple[onewave.BatchAttention, DenseBatch, Paged]:
+    """A plan with splits of both kinds of item."""
+    batch = DenseBatch(
+        [Lens(5000, 1), Lens(2000, 100), Lens(300, 2, 4)], Heads(2, 4, 64), torch.float32, seed, "cpu"
+    )
+    attention, paged = make_attention(batch, num_ctas=NUM_CTAS), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    return attention, batch, paged
+
+
+def test_each_item_is_the_only_source_of_its_output(
+    planned: tuple[onewave.BatchAttention, DenseBatch, Paged],
+) -> None:
+    """The last item of any CTA, taken from its list, leaves rows of the poisoned output as they were."""
+    attention, batch, paged = planned
+    whole = attention.plan_bytes()
+    check_outputs(run_with(attention, whole, batch, paged), batch, True)
+    for cta in range(NUM_CTAS):
+        shortened = Plan(whole)
+        record = shortened.ctas[cta]
+        assert record["end"] > record["narrow_begin"], "the planner leaves no CTA without work here"
+        record["end"] -= 1
+        out = run_with(attention, shortened.to_bytes(), batch, paged).out
+        assert bool(out[: batch.total_qo_len].isnan().any()), f"CTA {cta} wrote without its last item"
+
+
+def test_each_merge_record_is_needed(planned: tuple[onewave.BatchAttention, DenseBatch, Paged]) -> None:
+    attention, batch, paged = planned
+    whole = attention.plan_bytes()
+    shortened = Plan(whole)
+    assert len(shortened.split_tiles) > 0
+    tile = shortened.split_tiles[-1]
+    shortened.header["num_split_tiles"] -= 1
+    out = run_with(attention, shortened.to_bytes(), batch, paged).out
+    first_token = tile["q_token_begin"] + tile["row_begin"] // batch.heads.group_size
+    first_head = tile["kv_head_begin"] * batch.heads.group_size + tile["row_begin"] % batch.heads.group_size
+    assert bool(out[first_token, first_head].isnan().all()), "merged without a record"
+
+
+def run_with(
+    attention: onewave.BatchAttention, plan_bytes: bytes, batch: DenseBatch, paged: Paged
+) -> Outputs:
+    """A run of other bytes than those that the planner wrote."""
+    attention._engine._plan = plan_bytes
+    outputs = Outputs(batch)
+    attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
+    return outputs
+
+
+def test_keys_that_a_row_does_not_see_may_be_nan(seed: int) -> None:
+    """Of the same request, and in the same tile: the masks do not multiply by 0."""
+    batch = DenseBatch([Lens(200, 20)], Heads(1, 2, 64), torch.float32, seed, "cpu")
+    expected = reference(batch, True)
+    for dense in (batch.k[0], batch.v[0]):
+        dense[:, -1] = math.nan
+    attention, paged = make_attention(batch, num_ctas=1), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    out, lse = attention.run(batch.q, paged.kv_cache)
+    # Only the last query sees the last key.
+    check_against(type(expected)(expected.out[:-1], expected.lse[:-1]), out[:-1], lse[:-1])
+    assert bool(out[-1].isnan().all())

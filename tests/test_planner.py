@@ -1,0 +1,196 @@
+"""The planner: invariants on random batches, balance, and what it says of bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onewave import _core
+from onewave.plan_format import Plan
+from plan_checks import Batch, check_plan
+
+LENGTHS = st.one_of(
+    st.tuples(st.integers(0, 3000), st.integers(0, 9)),  # decode and verification, empty ones too
+    st.tuples(st.integers(0, 900), st.integers(0, 300)),  # chunks; kv_len < qo_len among them
+    st.tuples(st.sampled_from([0, 1, 127, 128, 129, 4096]), st.sampled_from([0, 1, 4, 32, 33, 128, 129])),
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    num_kv_heads = draw(st.sampled_from([1, 2, 4, 5]))
+    group_size = draw(st.sampled_from([1, 4, 7, 8, 64]))
+    max_requests = 4 if group_size == 64 else 12
+    return Batch(
+        requests=draw(st.lists(LENGTHS, max_size=max_requests)),
+        num_qo_heads=num_kv_heads * group_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=draw(st.sampled_from([64, 128])),
+        page_size=draw(st.sampled_from([1, 7, 8, 16, 64, 1024])),
+        causal=draw(st.booleans()),
+        num_ctas=draw(st.integers(1, 200)),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_invariants(batch: Batch) -> None:
+    check_plan(batch, batch.plan())
+
+
+@settings(max_examples=20, deadline=None)
+@given(batches(), batches())
+def test_plan_is_a_pure_function(batch: Batch, other: Batch) -> None:
+    first = batch.plan_bytes()
+    other.plan_bytes()
+    assert batch.plan_bytes() == first
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("num_qo_heads", "num_kv_heads"), [(1, 1), (8, 1), (28, 4)])
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [(146, 146)],
+        [(67, 67)],
+        [(2048, 1)] * 77,
+        [(4099, 129)] * 2,
+        [(600, 1)] * 264 + [(5000, 3)] * 128,
+        [(1024, 1)] * 100 + [(8192, 17)] * 8,
+        [(766, 2)] * 99 + [(1024, 512)],
+        [(2, 235), (1, 13353)],
+    ],
+    ids=lambda requests: f"{len(requests)}x{requests[0]}",
+)
+def test_invariants_of_known_sets(
+    requests: list[tuple[int, int]], num_qo_heads: int, num_kv_heads: int, causal: bool
+) -> None:
+    batch = Batch(requests, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, causal=causal)
+    check_plan(batch, batch.plan())
+
+
+def test_invariants_of_a_long_prefill() -> None:
+    batch = Batch([(8190, 7939)], num_qo_heads=2, num_kv_heads=2)
+    check_plan(batch, batch.plan())
+
+
+def streamed_keys(plan: Plan) -> np.ndarray:
+    """Of each CTA: keys times kv heads, which is what a memory-bound batch pays for."""
+    items = plan.items
+    keys = (items["kv_end"] - items["kv_begin"]) * (items["kv_head_end"] - items["kv_head_begin"])
+    return np.array([keys[cta["narrow_begin"] : cta["end"]].sum() for cta in plan.ctas])
+
+
+@pytest.mark.parametrize("num_requests", [20, 32, 33, 34, 40, 48, 64, 67, 100, 128])
+def test_decode_is_balanced_for_any_batch_size(num_requests: int) -> None:
+    keys = streamed_keys(Batch([(8192, 1)] * num_requests).plan())
+    assert keys.max() <= 1.03 * keys.mean()
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [(131072, 1)],
+        [(8192, 1)] * 32 + [(8192, 4096)],
+        [(4096, 4096)],
+        [(2048, 2048)] * 8,
+        [(16384, 512)],
+        [(32768, 64)] * 3,
+    ],
+    ids=str,
+)
+def test_predicted_makespan_is_near_the_mean(requests: list[tuple[int, int]]) -> None:
+    summary = Batch(requests).plan().summary()
+    assert summary["makespan_over_mean"] <= 1.10
+
+
+def test_narrow_work_leaves_sms_to_wide_work() -> None:
+    plan = Batch([(8192, 1)] * 64 + [(8192, 8192)]).plan()
+    has_narrow = plan.ctas["wide_begin"] > plan.ctas["narrow_begin"]
+    assert 0 < has_narrow.sum() < 132
+
+
+def test_whole_wide_items_run_longest_first() -> None:
+    plan = Batch([(8192, 8192), (2000, 500)]).plan()
+    assert len(plan.split_tiles) == 0
+    for cta in plan.ctas:
+        wide = plan.items[cta["wide_begin"] : cta["end"]]
+        assert (np.diff(-(-wide["kv_end"] // 128)) <= 0).all()
+
+
+def test_empty_batch_has_no_items() -> None:
+    plan = Batch([]).plan()
+    assert len(plan.items) == 0
+    assert (plan.ctas["end"] == 0).all()
+
+
+def test_header_repeats_the_batch() -> None:
+    header = Batch([(300, 2), (0, 1)], num_qo_heads=28, num_kv_heads=4, page_size=3).plan().header
+    assert (header["batch_size"], header["total_qo_len"], header["page_size"]) == (2, 3, 3)
+    assert (header["num_qo_heads"], header["num_kv_heads"], header["group_size"]) == (28, 4, 7)
+    assert header["sm_scale_log2"] == pytest.approx(0.125 * np.log2(np.e))
+
+
+def plan_arrays(
+    qo_indptr: list[int],
+    kv_indptr: list[int],
+    kv_len_arr: list[int],
+    batch_size: int | None = None,
+    sm_scale: float = 1.0,
+) -> bytes:
+    arrays = [np.array(values, dtype=np.int32) for values in (qo_indptr, kv_indptr, kv_len_arr)]
+    return _core.plan_batch(
+        _core.PlanLimits(4, 100, 1000, 132),
+        _core.AttentionShape(8, 2, 128, 16, _core.DType.BFLOAT16),
+        True,
+        sm_scale,
+        len(kv_len_arr) if batch_size is None else batch_size,
+        *(array.ctypes.data for array in arrays),
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, 2], [0, 1], [9]), r"qo_indptr\[0\] is 1, it must be 0"),
+        (([0, 5, 4], [0, 1, 2], [9, 9]), r"qo_indptr\[2\] is 4, .* at least qo_indptr\[1\] = 5"),
+        (([0, 101], [0, 7], [101]), r"qo_indptr\[1\] is 101, .* max_total_qo_len = 100"),
+        (([0, 1], [-1, 7], [9]), r"kv_indptr\[0\] is -1, it must be at least 0"),
+        (([0, 1, 2], [0, 4, 3], [9, 9]), r"kv_indptr\[2\] is 3, .* at least kv_indptr\[1\] = 4"),
+        (([0, 1], [0, 1], [-9]), r"kv_len_arr\[0\] is -9, it must be in 0\.\.1000"),
+        (([0, 1], [0, 99], [1001]), r"kv_len_arr\[0\] is 1001, it must be in 0\.\.1000 \(max_kv_len\)"),
+        (([0, 1], [0, 2], [33]), r"request 0 2 pages of 16 tokens, kv_len_arr\[0\] = 33 needs at least 3"),
+        (([0] * 6, [0] * 6, [0] * 5), r"batch_size is 5, it must be in 0\.\.4"),
+        (([0], [0], [], -1), r"batch_size is -1"),
+        (([0, 1], [0, 1], [9], 1, 0.0), "sm_scale is 0, it must be positive and finite"),
+        (([0, 1], [0, 1], [9], 1, float("inf")), "sm_scale is inf"),
+        (([0, 1], [0, 1], [9], 1, float("nan")), "sm_scale is -?nan"),
+    ],
+)
+def test_bad_batches_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_arrays(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("limits", "shape", "message"),
+    [
+        ((0, 1, 1, 1), (8, 8, 128, 16), "max_batch_size is 0"),
+        ((1, 0, 1, 1), (8, 8, 128, 16), "max_total_qo_len is 0"),
+        ((1, 1, 0, 1), (8, 8, 128, 16), "max_kv_len is 0"),
+        ((1, 1, 1, 0), (8, 8, 128, 16), r"num_ctas is 0, it must be in 1\.\.1024"),
+        ((1, 1, 1, 1025), (8, 8, 128, 16), "num_ctas is 1025"),
+        ((1, 1, 1, 1), (9, 8, 128, 16), "num_qo_heads is 9, it must be a multiple of num_kv_heads = 8"),
+        ((1, 1, 1, 1), (65, 1, 128, 16), "num_qo_heads / num_kv_heads is 65, it must be at most 64"),
+        ((1, 1, 1, 1), (8, 0, 128, 16), "num_kv_heads is 0"),
+        ((1, 1, 1, 1), (8, 8, 96, 16), "head_dim is 96, it must be 64 or 128"),
+        ((1, 1, 1, 1), (8, 8, 128, 0), "page_size is 0"),
+        ((1, 2**31 - 1, 1, 1), (64, 1, 128, 16), "max_total_qo_len is 2147483647, it must be at most"),
+        ((1, 2**31 - 300, 1, 1), (64, 64, 128, 16), "make a plan of up to"),
+    ],
+)
+def test_bad_limits_and_shapes_are_named(limits: tuple, shape: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.workspace_layout(_core.PlanLimits(*limits), _core.AttentionShape(*shape, _core.DType.FLOAT16))
