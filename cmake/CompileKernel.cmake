@@ -2,14 +2,13 @@
 #
 #   cmake -DNVCC= -DNAME= -DSOURCE= -DCUBIN= [-DINCLUDES=dir;dir] [-DDEFINES=A=1;B=2] -P CompileKernel.cmake
 #
-#   cmake -DNVCC= -DNAME= -DSOURCE= -DCUBIN= [-DINCLUDES=dir;dir] [-DDEFINES=A=1;B=2] -P CompileKernel.cmake
-# columns are in Kernels.cmake).
+# Beside the cubin it leaves CUBIN.txt (all that nvcc said) and CUBIN.csv (one row of kernel_resources.csv;
+# the columns are in Kernels.cmake).
 
 cmake_minimum_required(VERSION 3.25)
 
 # ptxas tells these as "info", which -Werror lets pass: a wgmma after which the compiler put a wait of its
 # own. The text is matched too, for a code that a later release may add.
-# The text is matched too, for a code that a later release may add.
 set(serialisation "\\(C(7504|7508|7509|7510|7511|7512|7514|7515|7517)\\)|wgmma[^\n]* serialized")
 
 list(TRANSFORM INCLUDES PREPEND -I)

@@ -27,8 +27,7 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
   }
   produce(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, storage.narrow_rings,
           narrow_padded_rows);
-  if (cta.narrow_begin < cta.wide_begin && cta.wide_begin < cta.end)
-    ptx::bar_sync(kBarrierKindSwitch, kNumThreads);
+  ptx::mbarrier_wait(&storage.narrow_done, 0);
   produce(params, work, cta.wide_begin, cta.end, storage.wide, storage.wide_rings,
           [](int) { return kWideTileQ; });
 }
@@ -41,10 +40,9 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
     consume_narrow(params, work, item, kv_head, storage.narrow, storage.narrow_rings, at,
                    storage.is_last_arrival);
   });
-  if (cta.narrow_begin < cta.wide_begin && cta.wide_begin < cta.end) {
-    ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
-    ptx::bar_sync(kBarrierKindSwitch, kNumThreads);
-  }
+  ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&storage.narrow_done);
   WideConsumer consume_wide(params, work, storage.wide, storage.wide_rings);
   for_each_head(work, cta.wide_begin, cta.end, [&](const WorkItem& item, int kv_head) {
     consume_wide(item, kv_head, storage.is_last_arrival);
@@ -56,6 +54,7 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();
+    ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

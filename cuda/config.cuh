@@ -49,9 +49,8 @@ inline constexpr int kQueryLoaderThreads = kGather ? 128 : 96;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {
-  kBarrierConsumers = 1,   // all consumer threads
-  kBarrierKindSwitch = 2,  // the whole CTA, between the narrow list and the wide one
-  kBarrierWarpgroup = 3,   // one consumer warpgroup: 3 and 4
+  kBarrierConsumers = 1,  // all consumer threads
+  kBarrierWarpgroup = 2,  // one consumer warpgroup: 2 and 3
 };
 
 }  // namespace onewave

@@ -5,8 +5,8 @@
 ///   | rings of both kinds, flag |  wide:   Q 128 rows | K stages | V stages |
 ///   |                           |  narrow: Q  32 rows | K stages | V stages | join |      (the same bytes)
 ///
-/// The kinds overlay each other; between the narrow list and the wide one the whole CTA meets at
-/// kBarrierKindSwitch.
+/// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
+/// arrived on narrow_done.
 
 #include "config.cuh"
 #include "pipeline.cuh"
@@ -54,6 +54,7 @@ struct SharedStorage {
   };
   KindRings wide_rings;
   KindRings narrow_rings;
+  uint64_t narrow_done;
   int32_t is_last_arrival;
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);

@@ -1,4 +1,4 @@
-"""Batches for the GPU tests: dense queries, keys and values on the GPU, what their attention is in float32, and the
+"""Random batches: dense queries, keys and values on a device, what their attention is in float32, and the
 same keys and values scattered over pages of any size and layout."""
 
 import math

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from onewave import _core
-from onewave._validate import MAX_INT32, check_rows_aligned, check_shape, check_tensor
+from onewave._validate import MAX_INT32, check_int, check_rows_aligned, check_shape, check_tensor
 from onewave.workspace import CORE_DTYPES
 
 
@@ -24,6 +24,33 @@ class Shape:
         return _core.AttentionShape(
             self.num_qo_heads, self.num_kv_heads, self.head_dim, self.page_size, CORE_DTYPES[self.dtype]
         )
+
+
+def make_shape(
+    device: torch.device,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim_qk: int,
+    head_dim_vo: int,
+    page_size: int,
+    q_data_type: torch.dtype,
+    kv_data_type: torch.dtype,
+) -> Shape:
+    """Checks the arguments of plan() that say what a plan is for; whether heads divide is the planner's to check."""
+    for name, value in (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads)):
+        check_int(name, value, 1)
+    check_int("head_dim_qk", head_dim_qk, 1)
+    check_int("page_size", page_size, 1)
+    if head_dim_vo != head_dim_qk:
+        raise ValueError(f"head_dim_vo is {head_dim_vo!r}; it must equal head_dim_qk, which is {head_dim_qk}")
+    if q_data_type not in CORE_DTYPES:
+        wanted = ", ".join(str(dtype) for dtype in CORE_DTYPES)
+        raise ValueError(f"q_data_type is {q_data_type!r}; it must be one of {wanted}")
+    if q_data_type == torch.float32 and device.type != "cpu":
+        raise ValueError("q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
+    if kv_data_type != q_data_type:
+        raise ValueError(f"kv_data_type is {kv_data_type!r}; it must equal q_data_type, {q_data_type}")
+    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
 
 
 @dataclass(frozen=True)

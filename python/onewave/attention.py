@@ -8,8 +8,8 @@ import torch
 from onewave import _core
 from onewave._batch import make_batch
 from onewave._engine import CpuEngine, DeviceEngine, Engine
-from onewave._tensors import KvCache, Shape, TensorChecker
-from onewave._validate import check_bool, check_int, check_positive_float, check_unsupported
+from onewave._tensors import Shape, TensorChecker, make_shape
+from onewave._validate import check_bool, check_positive_float, check_unsupported
 from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
@@ -109,8 +109,15 @@ class BatchAttention:
         """
         check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
         check_unsupported("use_profiler", use_profiler, (False,))
-        shape = self._check_shape(
-            num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type
+        shape = make_shape(
+            self._device,
+            num_qo_heads,
+            num_kv_heads,
+            head_dim_qk,
+            head_dim_vo,
+            page_size,
+            q_data_type,
+            kv_data_type,
         )
         check_bool("causal", causal)
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
@@ -164,7 +171,7 @@ class BatchAttention:
         checker, num_rows = self._planned.checker, self._planned.total_qo_len
         checker.check_queries("q", q, num_rows)
         cache = checker.check_kv_cache(kv_cache)
-        self._check_page_ids(cache)
+        _check_page_ids(self._planned.max_page_id, cache.num_pages)
         k_factor, k_scale_address = checker.check_scale("k_scale", k_scale)
         v_factor, v_scale_address = checker.check_scale("v_scale", v_scale)
         if out is not None:
@@ -200,35 +207,6 @@ class BatchAttention:
             raise RuntimeError("plan_bytes() needs a plan; call plan() first")
         return self._engine.plan_bytes()
 
-    def _check_shape(
-        self,
-        num_qo_heads: int,
-        num_kv_heads: int,
-        head_dim_qk: int,
-        head_dim_vo: int,
-        page_size: int,
-        q_data_type: torch.dtype,
-        kv_data_type: torch.dtype,
-    ) -> Shape:
-        for name, value in (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads)):
-            check_int(name, value, 1)
-        check_int("head_dim_qk", head_dim_qk, 1)
-        check_int("page_size", page_size, 1)
-        if head_dim_vo != head_dim_qk:
-            raise ValueError(
-                f"head_dim_vo is {head_dim_vo!r}; it must equal head_dim_qk, which is {head_dim_qk}"
-            )
-        if q_data_type not in CORE_DTYPES:
-            wanted = ", ".join(str(dtype) for dtype in CORE_DTYPES)
-            raise ValueError(f"q_data_type is {q_data_type!r}; it must be one of {wanted}")
-        if q_data_type == torch.float32 and self._device.type != "cpu":
-            raise ValueError(
-                "q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU"
-            )
-        if kv_data_type != q_data_type:
-            raise ValueError(f"kv_data_type is {kv_data_type!r}; it must equal q_data_type, {q_data_type}")
-        return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
-
     def _check_capture(self, shape: Shape) -> None:
         """What a captured graph has baked in may not change, and a graph cannot contain a plan."""
         if self._is_capturing():
@@ -245,14 +223,6 @@ class BatchAttention:
         raise RuntimeError(
             f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
         )
-
-    def _check_page_ids(self, cache: KvCache) -> None:
-        assert self._planned is not None
-        if self._planned.max_page_id >= cache.num_pages:
-            raise ValueError(
-                f"kv_indices of the plan has page id {self._planned.max_page_id}; "
-                f"it must be below {cache.num_pages}, the pages of kv_cache"
-            )
 
     def _is_capturing(self) -> bool:
         if self._device.type == "cpu":
@@ -271,3 +241,10 @@ class BatchAttention:
         if workspace is None:
             workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return DeviceEngine(self._device, self._limits, core_shape, workspace)
+
+
+def _check_page_ids(max_page_id: int, num_pages: int) -> None:
+    if max_page_id >= num_pages:
+        raise ValueError(
+            f"kv_indices of the plan has page id {max_page_id}; it must be below {num_pages}, the pages of kv_cache"
+        )

@@ -39,17 +39,18 @@ std::vector<KernelInfo> list_kernels();
 
 /// Plans and launches on one device. One thread at a time; a stream is a CUstream.
 ///
-/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it); it is to be
-/// called outside stream capture.
+/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it); it is
+/// to be called outside stream capture.
 class DeviceAttention {
  public:
-  /// `workspace`: device memory of workspace_layout(limits, shape).total_bytes, 128-byte aligned, owned by the caller.
+  /// `workspace`: device memory of workspace_layout(limits, shape).total_bytes, 128-byte aligned, owned by
+  /// the caller.
   DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, void* workspace);
   ~DeviceAttention();
 
-  /// Plans into a pinned buffer and enqueues one copy on `stream`; waits only when all of the ring's buffers are in
-  /// flight. batch.kv_indices is a device address, used in place until the next plan.
-  /// `batch.shape` must equal the constructor's.
+  /// Plans into a pinned buffer and enqueues one copy on `stream`; waits only when all of the ring's buffers
+  /// are in flight. batch.kv_indices is a device address, used in place until the next plan. `batch.shape`
+  /// must equal the constructor's.
   const PlanHeader* plan(const BatchSpec& batch, void* stream);
 
   /// The last plan, in the pinned buffer it was written to: valid until the next plan. Null before the first.

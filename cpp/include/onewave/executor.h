@@ -21,12 +21,14 @@ struct RunArgs {
   float* lse;  ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
   float k_scale;
   float v_scale;
-  const float* k_scale_ptr;  ///< multiplies k_scale where not null; an address of the same side as the tensors
+  const float*
+      k_scale_ptr;  ///< multiplies k_scale where not null; an address of the same side as the tensors
   const float* v_scale_ptr;
 };
 
-/// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit inputs.
-/// All it does comes from the plan's records. Allocates the partials; uses `num_threads` threads (0: one per core).
+/// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit
+/// inputs. All it does comes from the plan's records. Allocates the partials; uses `num_threads` threads (0:
+/// one per core).
 void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads);
 
 }  // namespace onewave

@@ -41,7 +41,8 @@ struct PlanHeader {
   uint32_t items_offset;
   uint32_t split_tiles_offset;
   uint32_t counters_offset;
-  uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the kernel
+  uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
+                        ///< kernel
   int32_t batch_size;
   int32_t total_qo_len;
   int32_t num_qo_heads;
@@ -76,10 +77,12 @@ struct WorkItem {
   int32_t split_idx;
 };
 
-/// A tile whose keys several items share: the merge record. Each (kv head, split) leaves num_rows partial rows,
-///   partial row of r = partial_row_begin + ((kv_head - kv_head_begin) * num_splits + split_idx) * num_rows + r,
-/// counts itself in counters[counter_begin + kv_head - kv_head_begin], and the last to arrive merges that head in
-/// the order of split_idx and sets the counter back to 0.
+/// A tile whose keys several items share: the merge record. Each (kv head, split) leaves num_rows partial
+/// rows,
+///   partial row of r = partial_row_begin + ((kv_head - kv_head_begin) * num_splits + split_idx) * num_rows +
+///   r,
+/// counts itself in counters[counter_begin + kv_head - kv_head_begin], and the last to arrive merges that
+/// head in the order of split_idx and sets the counter back to 0.
 struct SplitTile {
   int32_t q_token_begin;
   int32_t row_begin;

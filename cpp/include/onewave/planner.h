@@ -49,9 +49,9 @@ struct WorkspaceLayout {
 /// Host only, no allocation. Throws InvalidArgument for limits or shapes that cannot be.
 WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape);
 
-/// Writes the plan of one step to `buffer` (16-byte aligned, at least workspace_layout().plan_bytes) and returns its
-/// header there. A pure function of its arguments: host only, no CUDA. Throws InvalidArgument, naming the argument,
-/// before anything is written, when the batch is malformed or beyond the limits.
+/// Writes the plan of one step to `buffer` (16-byte aligned, at least workspace_layout().plan_bytes) and
+/// returns its header there. A pure function of its arguments: host only, no CUDA. Throws InvalidArgument,
+/// naming the argument, before anything is written, when the batch is malformed or beyond the limits.
 const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer);
 
 }  // namespace onewave

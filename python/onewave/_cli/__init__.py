@@ -9,7 +9,9 @@ from onewave._cli.info import show_info
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 where all went well."""
-    parser = argparse.ArgumentParser(prog="python -m onewave", description="Attention of one LLM serving step.")
+    parser = argparse.ArgumentParser(
+        prog="python -m onewave", description="Attention of one LLM serving step."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="run a serving step and check it against a plain computation")
     demo.add_argument(
