@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -53,9 +54,8 @@ def make_shape(
     return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
 
 
-@dataclass(frozen=True)
-class PagedRows:
-    """K or V; strides in elements."""
+class PagedRows(NamedTuple):
+    """K or V, in the order of RunArgs; strides in elements."""
 
     address: int
     page_stride: int
@@ -63,8 +63,7 @@ class PagedRows:
     head_stride: int
 
 
-@dataclass(frozen=True)
-class KvCache:
+class KvCache(NamedTuple):
     k: PagedRows
     v: PagedRows
     num_pages: int
@@ -114,9 +113,13 @@ class TensorChecker:
                 raise ValueError(f"kv_cache has {len(kv_cache)} tensors; it must be one or a (k, v) pair")
             return self._check_pair(kv_cache[0], kv_cache[1])
         self._check_cache_tensor("kv_cache", kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
-        k = self._paged_rows(kv_cache, (kv_cache.stride(0), *kv_cache.stride()[2:]), 0)
-        v = self._paged_rows(kv_cache, (kv_cache.stride(0), *kv_cache.stride()[2:]), kv_cache.stride(1))
-        return KvCache(k, v, kv_cache.shape[0])
+        page_stride, v_offset, *row_strides = kv_cache.stride()
+        strides = (page_stride, *row_strides)
+        return KvCache(
+            self._paged_rows(kv_cache, strides, 0),
+            self._paged_rows(kv_cache, strides, v_offset),
+            kv_cache.shape[0],
+        )
 
     def check_scale(self, name: str, scale: float | torch.Tensor | None) -> tuple[float, int]:
         """A factor and the address of another on the device, 0 for none."""
@@ -156,5 +159,6 @@ class TensorChecker:
         check_rows_aligned(name, tensor)
 
     def _paged_rows(self, tensor: torch.Tensor, strides: tuple[int, ...], offset: int) -> PagedRows:
-        page, token, head = (strides[position] for position in self._positions)
-        return PagedRows(tensor.data_ptr() + offset * tensor.element_size(), page, token, head)
+        page, token, head = self._positions
+        address = tensor.data_ptr() + offset * tensor.element_size()
+        return PagedRows(address, strides[page], strides[token], strides[head])

@@ -62,22 +62,25 @@ def check_tensor(
 
 def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...], meaning: str) -> None:
     """`wanted`: a size for each dimension, None for any. `meaning`: the shape in words."""
-    if any(size is not None and size != actual for size, actual in zip(wanted, tensor.shape, strict=True)):
-        shown = ", ".join("any" if size is None else str(size) for size in wanted)
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be [{shown}]: {meaning}")
+    for size, actual in zip(wanted, tensor.shape, strict=True):
+        if size is not None and size != actual:
+            shown = ", ".join("any" if size is None else str(size) for size in wanted)
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be [{shown}]: {meaning}")
 
 
 def check_rows_aligned(name: str, tensor: torch.Tensor) -> None:
     """Rows are contiguous and start at multiples of 16 bytes. A stride that is never taken may be anything."""
     if tensor.numel() == 0:
         return
-    if tensor.stride(-1) != 1:
+    *outer_strides, last_stride = tensor.stride()
+    if last_stride != 1:
         raise ValueError(f"{name} has strides {tensor.stride()}; the last one must be 1")
     if tensor.data_ptr() % ROW_ALIGNMENT != 0:
         raise ValueError(f"{name} starts at {tensor.data_ptr():#x}; it must start at a multiple of 16 bytes")
     bytes_per_element = tensor.element_size()
-    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
-        if size > 1 and stride * bytes_per_element % ROW_ALIGNMENT != 0:
+    # The last size has no partner: zip stops before it.
+    for stride, size in zip(outer_strides, tensor.shape, strict=False):
+        if stride * bytes_per_element % ROW_ALIGNMENT != 0 and size > 1:
             raise ValueError(
                 f"{name} has strides {tensor.stride()} in elements of {bytes_per_element} bytes; "
                 "all but the last must be multiples of 16 bytes"

@@ -185,8 +185,8 @@ class BatchAttention:
         args = _core.RunArgs(
             CORE_DTYPES[q.dtype],
             *(q.data_ptr(), q.stride(0), q.stride(1)),
-            *(cache.k.address, cache.k.page_stride, cache.k.token_stride, cache.k.head_stride),
-            *(cache.v.address, cache.v.page_stride, cache.v.token_stride, cache.v.head_stride),
+            *cache.k,
+            *cache.v,
             cache.num_pages,
             *(out.data_ptr(), out.stride(0), out.stride(1)),
             lse.data_ptr(),
