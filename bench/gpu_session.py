@@ -84,7 +84,7 @@ def run_tests(pytest_args: list[str]) -> dict[str, Any]:
 
 
 def run_sanitizer(tool: str, timeout_s: float) -> dict[str, Any]:
-    command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=onewave_attention"]
+    command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=onewave_attention"]
     command += ["--error-exitcode", str(ERROR_STATUS)]
     suppressions = TESTS / "sanitizer" / f"{tool}.xml"
     if suppressions.exists():

@@ -1,6 +1,6 @@
 # Compiles one kernel to a cubin, and refuses what ptxas lets pass: spilled registers and serialised wgmma.
 #
-#   cmake -DNVCC= -DNAME= -DSOURCE= -DCUBIN= [-DINCLUDES=dir;dir] [-DDEFINES=A=1;B=2] -P CompileKernel.cmake
+#   cmake -DNVCC= -DNAME= -DSOURCE= -DCUBIN= [-DINCLUDES=dir;dir] [-DDEFINES=A=1;B=2] [-DFLAGS=] -P CompileKernel.cmake
 #
 # Beside the cubin it leaves CUBIN.txt (all that nvcc said) and CUBIN.csv (one row of kernel_resources.csv;
 # the columns are in Kernels.cmake).
@@ -15,7 +15,7 @@ list(TRANSFORM INCLUDES PREPEND -I)
 list(TRANSFORM DEFINES PREPEND -D)
 execute_process(
   COMMAND
-    "${NVCC}" -cubin -gencode=arch=compute_90a,code=sm_90a -std=c++20 -O3 -Xptxas -v ${INCLUDES} ${DEFINES}
+    "${NVCC}" -cubin -gencode=arch=compute_90a,code=sm_90a -std=c++20 -O3 -Xptxas -v ${FLAGS} ${INCLUDES} ${DEFINES}
     -o "${CUBIN}" "${SOURCE}"
   OUTPUT_VARIABLE output
   ERROR_VARIABLE output

@@ -36,11 +36,16 @@ function(onewave_compile_kernel name cubin dtype head_dim loader)
   set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
   set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}}" "ONEWAVE_HEAD_DIM=${head_dim}"
               "ONEWAVE_LOADER=${_cuda_${loader}}")
+  set(flags "")
+  if(ONEWAVE_SANITIZER)
+    list(APPEND defines ONEWAVE_SANITIZER)
+    set(flags -lineinfo)
+  endif()
   add_custom_command(
     OUTPUT "${cubin}"
     BYPRODUCTS "${cubin}.txt" "${cubin}.csv"
     COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${source}"
-            "-DCUBIN=${cubin}" "-DINCLUDES=${includes}" "-DDEFINES=${defines}" -P "${script}"
+            "-DCUBIN=${cubin}" "-DINCLUDES=${includes}" "-DDEFINES=${defines}" "-DFLAGS=${flags}" -P "${script}"
     DEPENDS "${source}" "${script}" "${Nvcc_EXECUTABLE}" ${_kernel_includes}
     COMMENT "Compiling kernel ${name}"
     VERBATIM)

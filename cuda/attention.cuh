@@ -41,8 +41,7 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
                    storage.is_last_arrival);
   });
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&storage.narrow_done);
+  arrive_warp(&storage.narrow_done);
   WideConsumer consume_wide(params, work, storage.wide, storage.wide_rings);
   for_each_head(work, cta.wide_begin, cta.end, [&](const WorkItem& item, int kv_head) {
     consume_wide(item, kv_head, storage.is_last_arrival);
@@ -54,7 +53,7 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();
-    ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps);
+    ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps * kArrivingLanes);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -32,6 +32,15 @@ inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;
 inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 
+/// Arrivals of a consumer warp on a barrier: one lane's, after __syncwarp. compute-sanitizer's racecheck does
+/// not carry one lane's arrival over to what the others of its warp have read, so the cubins it checks (CMake
+/// option ONEWAVE_SANITIZER) have all lanes arrive.
+#ifdef ONEWAVE_SANITIZER
+inline constexpr int kArrivingLanes = 32;
+#else
+inline constexpr int kArrivingLanes = 1;
+#endif
+
 /// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
 /// setmaxnreg waits for ever.
 inline constexpr int kProducerRegisters = 40;

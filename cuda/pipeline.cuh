@@ -23,6 +23,12 @@ struct RingPosition {
   __device__ __forceinline__ void advance() { ++count; }
 };
 
+/// By every lane of a consumer warp, when all it did before may be taken as done.
+__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 < kArrivingLanes) ptx::mbarrier_arrive(barrier);
+}
+
 template <int kStages>
 struct Ring {
   uint64_t full[kStages];
@@ -31,7 +37,7 @@ struct Ring {
   __device__ void init(uint32_t num_producer_arrivals) {
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(&full[i], num_producer_arrivals);
-      ptx::mbarrier_init(&empty[i], kConsumerWarps);
+      ptx::mbarrier_init(&empty[i], kConsumerWarps * kArrivingLanes);
     }
   }
 
@@ -46,8 +52,7 @@ struct Ring {
 
   /// By every consumer warp, once all its lanes have read the stage.
   __device__ __forceinline__ void release(RingPosition<kStages>& position) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&empty[position.stage()]);
+    arrive_warp(&empty[position.stage()]);
     position.advance();
   }
 };
