@@ -8,6 +8,8 @@
 ///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ...
 ///   registers             | softmax_n-1    | softmax_n-2    | ...
 ///
+/// and the two warpgroups take turns at the tensor cores.
+///
 /// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
 /// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
 
@@ -32,6 +34,7 @@ class WideConsumer {
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
+    if (warpgroup_ == 1) pass_turn();  // warpgroup 0 begins
   }
 
   __device__ __forceinline__ void operator()(const WorkItem& item, int kv_head, int32_t& is_last_arrival) {
@@ -74,9 +77,11 @@ class WideConsumer {
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
       rings_.k.wait_full(at_.k);
+      take_turn();
       issue_scores(scores);
       rings_.v.wait_full(at_.v);
       issue_out(out, weights, accumulate);
+      pass_turn();
       accumulate = true;
       ptx::wgmma_wait_group<1>();
       ptx::fence_registers(scores);
@@ -97,6 +102,15 @@ class WideConsumer {
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
     store(Output(params_, work_, item, kv_head), out, rows);
+  }
+
+  /// The warpgroups issue their products in turns, so that one's softmax runs under the other's products.
+  /// Left to themselves they fall into step by chance.
+  __device__ __forceinline__ void take_turn() const {
+    ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    ptx::bar_arrive(kBarrierTurn + 1 - warpgroup_, kConsumerThreads);
   }
 
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
