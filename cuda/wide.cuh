@@ -203,29 +203,47 @@ class WideConsumer {
 
   __device__ __forceinline__ void store(const Output& output, float (&out)[kWideOut],
                                         RowState (&rows)[2]) const {
-    const int first_col = thread_ % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float l = rows[r].l;
       l += __shfl_xor_sync(0xffffffff, l, 1);
       l += __shfl_xor_sync(0xffffffff, l, 2);
       const int row = first_row_ + 8 * r;
-      if (row >= output.item.num_rows) continue;
+      const bool valid = row < output.item.num_rows;
       const float scale = row_out_scale(l, scales_.v);
-      if (first_col == 0) output.store_lse(row, row_lse(rows[r].m, l, scales_.score_log2));
-      if (output.split != nullptr) {
-        float* target = output.partial_out_row(row) + first_col;
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 8; ++j)
-          *reinterpret_cast<float2*>(target + 8 * j) =
-              make_float2(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
-      } else {
-        Element* target = output.out_row(row) + first_col;
-#pragma unroll
-        for (int j = 0; j < kHeadDim / 8; ++j)
-          *reinterpret_cast<uint32_t*>(target + 8 * j) =
-              ptx::pack<Element>(out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
+      if (valid && thread_ % 4 == 0) output.store_lse(row, row_lse(rows[r].m, l, scales_.score_log2));
+      if (output.split == nullptr) {
+        store_final(output, out, r, scale);
+      } else if (valid) {
+        store_partial(output.partial_out_row(row) + thread_ % 4 * 2, out, r, scale);
       }
+    }
+  }
+
+  __device__ __forceinline__ static void store_partial(float* target, const float (&out)[kWideOut], int r,
+                                                       float scale) {
+#pragma unroll
+    for (int i = 2 * r; i < kWideOut; i += 4)
+      *reinterpret_cast<float2*>(target + 2 * (i - 2 * r)) = make_float2(out[i] * scale, out[i + 1] * scale);
+  }
+
+  /// Of 32 columns a lane holds two in each block of 8; after the transpose one whole block, which is one
+  /// store of 16 bytes instead of four of 4.
+  __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut], int r,
+                                              float scale) const {
+    const int row = first_row_ + 8 * r;
+    const bool valid = row < output.item.num_rows;
+    Element* target = output.out_row(valid ? row : 0) + thread_ % 4 * 8;
+#pragma unroll
+    for (int i = 2 * r; i < kWideOut; i += 16) {
+      uint32_t block[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        block[j] = ptx::pack<Element>(out[i + 4 * j] * scale, out[i + 4 * j + 1] * scale);
+      transpose_quad(block);
+      if (valid)
+        *reinterpret_cast<uint4*>(target + 2 * (i - 2 * r)) =
+            make_uint4(block[0], block[1], block[2], block[3]);
     }
   }
 
