@@ -3,6 +3,7 @@
 /// Reading the work list, and what an item means in tensors.
 
 #include "config.cuh"
+#include "ptx/copy.cuh"
 
 namespace onewave {
 
@@ -28,6 +29,12 @@ __device__ __forceinline__ bool has_work(const void* plan) {
   return cta.narrow_begin < cta.end;
 }
 
+/// The two sectors of 32 bytes that an item spans, so that its first use does not wait for L2.
+__device__ __forceinline__ void prefetch_item(const WorkItem* item) {
+  const int lane = threadIdx.x % 32;
+  if (lane < 2) ptx::prefetch_global_l1(reinterpret_cast<const unsigned char*>(item) + 32 * lane);
+}
+
 /// Calls body(item, kv_head) for every kv head of every item. The producer and the consumers run it
 /// identically. The item stays in (cached) global memory: a body copies what its inner loop needs, the rest
 /// holds no registers.
@@ -35,6 +42,7 @@ template <class Body>
 __device__ __forceinline__ void for_each_head(const Work& work, int begin, int end, Body&& body) {
   for (int i = begin; i < end; ++i) {
     const WorkItem& item = work.items[i];
+    if (i + 1 < end) prefetch_item(&item + 1);
     for (int kv_head = item.kv_head_begin; kv_head < item.kv_head_end; ++kv_head) body(item, kv_head);
   }
 }
