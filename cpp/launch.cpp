@@ -98,9 +98,10 @@ struct DeviceAttention::Impl {
   const PrimaryContext context;
   std::optional<PlanRing> ring;
   CUfunction kernel = nullptr;
-  CachedTensorMap k_map;
-  CachedTensorMap v_map;
-  const PlanHeader* last_plan = nullptr;  ///< in the ring
+  CachedTensorMap k_map{1};
+  CachedTensorMap v_map{
+      static_cast<uint32_t>(shape.head_dim / kPanelColumns)};  // cuda/smem.cuh's ValueLayout
+  const PlanHeader* last_plan = nullptr;                       ///< in the ring
 };
 
 DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limits,

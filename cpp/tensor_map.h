@@ -18,9 +18,10 @@ namespace onewave {
 /// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
 inline constexpr int32_t kPanelColumns = 64;
 
-/// Rank 5: column in panel, token, panel, kv head, page. A box is one panel of one page, or of kTileKv tokens
-/// of it, in shared memory as the 128-byte swizzle lays it out.
-inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
+/// Rank 5: column in panel, token, panel, kv head, page. A box is `box_panels` panels of one page, or of
+/// kTileKv tokens of it, in shared memory as the 128-byte swizzle lays it out.
+inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape,
+                                 uint32_t box_panels) {
   const auto element_bytes = static_cast<cuuint64_t>(dtype_bytes(shape.dtype));
   const auto panel_bytes = kPanelColumns * element_bytes;
   // A dimension of size 1 may come with any stride, and the driver wants a valid one.
@@ -34,8 +35,8 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
   const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,
                                  stride_bytes(tensor.head_stride, shape.num_kv_heads),
                                  stride_bytes(tensor.page_stride, num_pages)};
-  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(std::min(shape.page_size, kTileKv)), 1, 1,
-                             1};
+  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(std::min(shape.page_size, kTileKv)),
+                             box_panels, 1, 1};
   const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
   const auto data_type =
       shape.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
@@ -53,13 +54,15 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
 /// The tensor map of the last run, encoded anew when the tensor is another one.
 class CachedTensorMap {
  public:
+  explicit CachedTensorMap(uint32_t box_panels) : box_panels_(box_panels) {}
+
   const TensorMap& get(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
     bool is_same = num_pages == num_pages_ && tensor.data == tensor_.data &&
                    tensor.page_stride == tensor_.page_stride && tensor.token_stride == tensor_.token_stride &&
                    tensor.head_stride == tensor_.head_stride;
     if (!is_same) {
       num_pages_ = kNone;  // in case the driver refuses
-      map_ = make_tensor_map(tensor, num_pages, shape);
+      map_ = make_tensor_map(tensor, num_pages, shape, box_panels_);
       tensor_ = tensor;
       num_pages_ = num_pages;
     }
@@ -68,6 +71,7 @@ class CachedTensorMap {
 
  private:
   static constexpr int64_t kNone = -1;
+  uint32_t box_panels_;
   int64_t num_pages_ = kNone;
   PagedTensor tensor_{};
   TensorMap map_{};

@@ -27,6 +27,7 @@ inline constexpr int kNumPanels = kHeadDim / kPanelCols;
 /// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
 inline constexpr int kChunkCols = 8;
 inline constexpr int kRowChunks = kHeadDim / kChunkCols;
+inline constexpr int kPanelChunks = kPanelCols / kChunkCols;
 
 inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;

@@ -3,7 +3,8 @@
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
 ///   rows = loader.lookup(item, tile)        starts reading the page ids of a tile; used a stage later
-///   loader.load(source, map, rows, ...)     fills one stage and arrives on its full barrier
+///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
+///   barrier
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
 /// left of the last page is the consumers' to mask.
@@ -14,7 +15,7 @@
 
 namespace onewave {
 
-/// One box per page and 64-column panel, issued by the lanes of one warp, a page each.
+/// A box per page, for K one for each 64-column panel, issued by the lanes of one warp, a page each.
 struct TmaLoader {
   struct Rows {
     int page;
@@ -44,16 +45,29 @@ struct TmaLoader {
     return rows;
   }
 
-  __device__ __forceinline__ void load(const PagedTensor&, const TensorMap& map, const Rows& rows,
-                                       int kv_head, Element* stage, uint64_t* full) const {
-    if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
-    __syncwarp();
+  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
+                                         uint64_t* full) const {
+    expect_stage(full);
     if (lane >= boxes_per_tile) return;
 #pragma unroll
     for (int panel = 0; panel < kNumPanels; ++panel) {
-      ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &map, full, 0, rows.token,
-                       panel, kv_head, rows.page);
+      ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &params.k_map, full, 0,
+                       rows.token, panel, kv_head, rows.page);
     }
+  }
+
+  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
+                                         uint64_t* full) const {
+    expect_stage(full);
+    if (lane >= boxes_per_tile) return;
+    ptx::tma_load_5d(stage + lane * box_tokens * kHeadDim, &params.v_map, full, 0, rows.token, 0, kv_head,
+                     rows.page);
+  }
+
+ private:
+  __device__ __forceinline__ void expect_stage(uint64_t* full) const {
+    if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
+    __syncwarp();
   }
 };
 
@@ -64,12 +78,14 @@ struct GatherLoader {
     int token;
   };
 
+  const KernelParams& params;
   const int32_t* kv_indices;
   unsigned page_size;
   int row;  ///< of the stage, one per producer thread
 
-  __device__ __forceinline__ GatherLoader(const KernelParams&, const PlanHeader* header)
-      : kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
+  __device__ __forceinline__ GatherLoader(const KernelParams& params, const PlanHeader* header)
+      : params(params),
+        kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         page_size(header->page_size),
         row(threadIdx.x % kWarpgroupThreads) {}
 
@@ -80,8 +96,19 @@ struct GatherLoader {
     return {kv_indices[item.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
   }
 
-  __device__ __forceinline__ void load(const PagedTensor& source, const TensorMap&, const Rows& rows,
-                                       int kv_head, Element* stage, uint64_t* full) const {
+  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
+                                         uint64_t* full) const {
+    load(params.k, rows, kv_head, stage, full);
+  }
+
+  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
+                                         uint64_t* full) const {
+    load(params.v, rows, kv_head, stage, full);
+  }
+
+ private:
+  __device__ __forceinline__ void load(const PagedTensor& source, const Rows& rows, int kv_head,
+                                       Element* stage, uint64_t* full) const {
     constexpr int kRowsPerPass = 32 / kRowChunks;
     const int lane = row % 32;
     const int chunk = lane % kRowChunks;

@@ -34,6 +34,7 @@ class NarrowConsumer {
         rings_(rings),
         at_(at),
         scales_(params, work.header),
+        v_layout_(value_layout(work.header->page_size)),
         lane_(threadIdx.x % 32),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
 
@@ -78,20 +79,22 @@ class NarrowConsumer {
   /// B operands of two steps of 16 head columns for packed rows 8 j .. 8 j + 7: registers 2 s, 2 s + 1 for
   /// step s.
   __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
-    const uint32_t base = ptx::shared_address(storage_.tiles.q);
-    ptx::ldmatrix_x4(fragment,
-                     base + tile_offset(kNarrowTileQ, 8 * j + lane_ % 8, 4 * step_pair + lane_ / 8));
+    const uint32_t tile = ptx::shared_address(storage_.tiles.q);
+    const uint32_t first = first_chunk(tile + lane_ % 8 * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
+    const uint32_t rows = (step_pair / 2 * kNarrowTileQ + 8 * j) * kPanelRowBytes;
+    ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
-    const uint32_t base = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
+    const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
+    const uint32_t row = tile + (warp_ * 16 + lane_ % 16) * kPanelRowBytes;
+    const uint32_t first = first_chunk(row, lane_) ^ lane_ / 16 * 16;
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
+      const uint32_t panel = step_pair / 2 * kTileKv * kPanelRowBytes;
       uint32_t k[2][4];
-#pragma unroll
-      for (int s = 0; s < 2; ++s)
-        ptx::ldmatrix_x4(
-            k[s], base + tile_offset(kTileKv, warp_ * 16 + lane_ % 16, 4 * step_pair + 2 * s + lane_ / 16));
+      ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
+      ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
         uint32_t fragment[4];
@@ -154,8 +157,9 @@ class NarrowConsumer {
   __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
-    const uint32_t base = ptx::shared_address(storage_.tiles.v[at_.v.stage()]);
     const int key = warp_ * 16 + lane_ / 16 * 8 + lane_ % 8;
+    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + v_layout_.row_offset(key);
+    const uint32_t first = first_chunk(row, lane_) ^ lane_ / 8 % 2 * 16;
     const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
     const uint32_t keep_high =
@@ -163,7 +167,7 @@ class NarrowConsumer {
 #pragma unroll
     for (int m = 0; m < kHeadDim / 16; ++m) {
       uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, base + tile_offset(kTileKv, key, 2 * m + lane_ / 8 % 2));
+      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * v_layout_.panel_bytes());
       if constexpr (kMasked) {
         v[0] &= keep_low;
         v[1] &= keep_low;
@@ -182,6 +186,7 @@ class NarrowConsumer {
   KindRings& rings_;
   KindPositions& at_;
   const Scales scales_;
+  const ValueLayout v_layout_;
   const int lane_;
   const int warp_;  ///< 0..7: keys 16 warp .. 16 warp + 15 of every stage
 };

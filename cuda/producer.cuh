@@ -12,13 +12,12 @@ namespace onewave {
 using KvLoader = std::conditional_t<kGather, GatherLoader, TmaLoader>;
 
 template <class KindTiles>
-__device__ __forceinline__ void load_keys_values(const KernelParams& params, const KvLoader& loader,
-                                                 const WorkItem& item, int kv_head, KindTiles& tiles,
-                                                 KindRings& rings, KindPositions& at) {
+__device__ __forceinline__ void load_keys_values(const KvLoader& loader, const WorkItem& item, int kv_head,
+                                                 KindTiles& tiles, KindRings& rings, KindPositions& at) {
   const int num_tiles = num_kv_tiles(item);
   const auto load_k = [&](const KvLoader::Rows& rows) {
     rings.k.wait_empty(at.k);
-    loader.load(params.k, params.k_map, rows, kv_head, tiles.k[at.k.stage()], &rings.k.full[at.k.stage()]);
+    loader.load_k(rows, kv_head, tiles.k[at.k.stage()], &rings.k.full[at.k.stage()]);
     at.k.advance();
   };
   KvLoader::Rows rows = loader.lookup(item, num_tiles - 1);
@@ -28,7 +27,7 @@ __device__ __forceinline__ void load_keys_values(const KernelParams& params, con
     const KvLoader::Rows later_rows = loader.lookup(item, max(tile - 2, 0));
     if (tile > 0) load_k(next_rows);
     rings.v.wait_empty(at.v);
-    loader.load(params.v, params.v_map, rows, kv_head, tiles.v[at.v.stage()], &rings.v.full[at.v.stage()]);
+    loader.load_v(rows, kv_head, tiles.v[at.v.stage()], &rings.v.full[at.v.stage()]);
     at.v.advance();
     rows = next_rows;
     next_rows = later_rows;
@@ -53,7 +52,7 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
                    tiles, &rings.q.full[0]);
       at.q.advance();
     }
-    if (loads_keys_values) load_keys_values(params, loader, item, kv_head, tiles, rings, at);
+    if (loads_keys_values) load_keys_values(loader, item, kv_head, tiles, rings, at);
   });
 }
 

@@ -59,11 +59,45 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);
 
+/// Where the rows of a V stage lie. A TMA box brings all panels of a page at once, so a stage is a row of
+/// boxes, and a box panels of the page's tokens; K, whose 8-row groups must be 1024 bytes apart for wgmma, is
+/// a box for each panel. A gathered stage is one box.
+struct ValueLayout {
+  int box_shift;  ///< log2 of the tokens of a box, 3 .. 7
+
+  /// Bytes to the row of a key, in the first panel.
+  __device__ __forceinline__ uint32_t row_offset(int key) const {
+    const int box = key >> box_shift;
+    return (box * kNumPanels << box_shift) * kPanelRowBytes + (key & ((1 << box_shift) - 1)) * kPanelRowBytes;
+  }
+  __device__ __forceinline__ uint32_t panel_bytes() const { return kPanelRowBytes << box_shift; }
+  /// From 8 keys to the next 8, where both lie in one multiple of 16.
+  __device__ __forceinline__ uint32_t group_bytes() const {
+    return box_shift == 3 ? 8 * kPanelRowBytes * kNumPanels : 8 * kPanelRowBytes;
+  }
+};
+
+/// Of `page_size` tokens: what TmaLoader's boxes make of it.
+__device__ __forceinline__ ValueLayout value_layout(int page_size) {
+  constexpr int kTileShift = 7;
+  static_assert(kTileKv == 1 << kTileShift);
+  return {kGather ? kTileShift : min(__ffs(page_size) - 1, kTileShift)};
+}
+
+/// The 16-byte chunk `chunk` (0 .. 7) of a row of 128 bytes under the 128-byte swizzle: address bits 4-6 are
+/// exchanged with bits 7-9, the row in its group of 8. So from chunk 0's address every other's is one XOR
+/// away.
+__device__ __forceinline__ uint32_t first_chunk(uint32_t row_address, int row) {
+  return row_address + row % 8 * 16;
+}
+__device__ __forceinline__ uint32_t nth_chunk(uint32_t first_chunk, int chunk) {
+  return first_chunk ^ chunk * 16;
+}
+
 /// Bytes from the start of a tile of `num_rows` rows to the 16-byte chunk `chunk` of row `row`.
 __device__ __forceinline__ uint32_t tile_offset(int num_rows, int row, int chunk) {
-  constexpr int kPanelChunks = kPanelCols / kChunkCols;
   const int panel = chunk / kPanelChunks;
-  return (panel * num_rows + row) * kPanelRowBytes + (((chunk % kPanelChunks) ^ (row % 8)) * 16);
+  return nth_chunk(first_chunk((panel * num_rows + row) * kPanelRowBytes, row), chunk % kPanelChunks);
 }
 
 }  // namespace onewave

@@ -31,6 +31,7 @@ class WideConsumer {
         tiles_(tiles),
         rings_(rings),
         scales_(params, work.header),
+        v_layout_(value_layout(work.header->page_size)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
@@ -116,13 +117,13 @@ class WideConsumer {
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
   /// warpgroup does all of it for itself: the other's stores are the same.
   __device__ __forceinline__ void clear_tail(int valid_keys) {
-    constexpr int kPanelChunks = kPanelRowBytes / 16;
     rings_.v.wait_full(at_.v);
-    uint4* stage = reinterpret_cast<uint4*>(tiles_.v[at_.v.stage()]);
+    unsigned char* stage = reinterpret_cast<unsigned char*>(tiles_.v[at_.v.stage()]);
     for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
+      unsigned char* chunk = stage + v_layout_.row_offset(i / kPanelChunks) + i % kPanelChunks * 16;
 #pragma unroll
       for (int panel = 0; panel < kNumPanels; ++panel)
-        stage[panel * kTileKv * kPanelChunks + i] = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4*>(chunk + panel * v_layout_.panel_bytes()) = make_uint4(0, 0, 0, 0);
     }
     ptx::fence_proxy_async();
     ptx::bar_sync(kBarrierWarpgroup + warpgroup_, kWarpgroupThreads);
@@ -154,7 +155,8 @@ class WideConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTileKv / 16; ++step) {
-      const uint64_t rows = ptx::wgmma_descriptor(v + step * 16 * kPanelRowBytes, kTileKv * kPanelRowBytes);
+      const uint64_t rows = ptx::wgmma_descriptor(v + v_layout_.row_offset(16 * step),
+                                                  v_layout_.panel_bytes(), v_layout_.group_bytes());
       ptx::wgmma_m64k16_trans<Element>(out, weights[step], rows, accumulate || step > 0);
     }
     ptx::wgmma_commit_group();
@@ -252,6 +254,7 @@ class WideConsumer {
   WideTiles& tiles_;
   KindRings& rings_;
   const Scales scales_;
+  const ValueLayout v_layout_;
   const int thread_;     ///< in the warpgroup
   const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
   int first_row_;        ///< of this thread, in the tile

@@ -244,7 +244,7 @@ def check_tensor_maps(path: Path) -> None:
     assert (request.data_type, request.rank, request.address) == (BFLOAT16_MAP, 5, 0x3000)
     assert list(request.dims) == [64, PAGE_SIZE, 2, NUM_KV_HEADS, NUM_PAGES]
     assert list(request.strides) == [row_bytes, 128, HEAD_DIM * 2, 2 * PAGE_SIZE * row_bytes]
-    assert list(request.box) == [64, PAGE_SIZE, 1, 1, 1]
+    assert list(request.box) == [64, PAGE_SIZE, 2, 1, 1]  # of V, the last encoded: both panels
     step.attention.run(step.run_args(v_page_stride=0x8000), 0)
     assert fake.get("num_maps") == 3
     assert MapRequest.in_dll(fake.library, "map_request").strides[3] == 0x10000

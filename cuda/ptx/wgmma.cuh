@@ -8,15 +8,15 @@
 
 namespace onewave::ptx {
 
-/// Describes a tile in shared memory whose rows of 128 bytes lie under the 128-byte swizzle, 8 rows every
-/// 1024 bytes. `panel_bytes`: the distance between 64-column panels, used by operands whose contiguous
-/// dimension is not the product's k (V); for the others a panel is addressed directly. (PTX ISA, "Matrix
-/// Descriptor".)
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t panel_bytes) {
+/// Describes a tile in shared memory whose rows of 128 bytes lie under the 128-byte swizzle, in groups of 8
+/// that start every `group_bytes`. `panel_bytes`: the distance between 64-column panels, used by operands
+/// whose contiguous dimension is not the product's k (V); for the others a panel is addressed directly. (PTX
+/// ISA, "Matrix Descriptor".)
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t panel_bytes,
+                                                     uint32_t group_bytes = 1024) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kStrideBytes = 1024;
-  return kSwizzle128 | (kStrideBytes >> 4) << 32 | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
-         (address & 0x3FFFF) >> 4;
+  return kSwizzle128 | static_cast<uint64_t>(group_bytes >> 4) << 32 |
+         static_cast<uint64_t>(panel_bytes >> 4) << 16 | (address & 0x3FFFF) >> 4;
 }
 
 /// Before the first product, and after registers that a product reads were written.
