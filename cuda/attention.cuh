@@ -36,16 +36,12 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
   KindPositions at;
-  for_each_head(work, cta.narrow_begin, cta.wide_begin, [&](const WorkItem& item, int kv_head) {
-    consume_narrow(params, work, item, kv_head, storage.narrow, storage.narrow_rings, at,
-                   storage.is_last_arrival);
-  });
+  for (HeadCursor cursor(work, cta.narrow_begin, cta.wide_begin); cursor.valid(); cursor.advance())
+    consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
   arrive_warp(&storage.narrow_done);
-  WideConsumer consume_wide(params, work, storage.wide, storage.wide_rings);
-  for_each_head(work, cta.wide_begin, cta.end, [&](const WorkItem& item, int kv_head) {
-    consume_wide(item, kv_head, storage.is_last_arrival);
-  });
+  WideConsumer(params, work, storage.wide, storage.wide_rings)
+      .run(cta.wide_begin, cta.end, storage.is_last_arrival);
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {

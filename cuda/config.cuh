@@ -53,6 +53,9 @@ static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsu
 /// wide kind needs two of each to overlap.
 inline constexpr int kNumStages = 256 / kHeadDim;
 
+/// Query tiles: that of the next item is loaded while this one is in use.
+inline constexpr int kQueryStages = 2;
+
 /// In the gathering cubin all producer warps load K, V and Q; in the other, warp 0 issues TMA and the rest
 /// load Q.
 inline constexpr int kQueryLoaderThreads = kGather ? 128 : 96;

@@ -130,11 +130,11 @@ struct GatherLoader {
 
 /// Fills the first `num_rows` rows of the query tile; rows the item does not have become zeros. `thread`
 /// counts the kQueryLoaderThreads threads that share the work.
-template <class KindTiles>
+template <int kTileElements>
 __device__ __forceinline__ void load_queries(const KernelParams& params, const Work& work,
                                              const WorkItem& item, int kv_head, int num_rows, int thread,
-                                             KindTiles& tiles, uint64_t* full) {
-  const uint32_t destination = ptx::shared_address(tiles.q);
+                                             Element (&tile)[kTileElements], uint64_t* full) {
+  const uint32_t destination = ptx::shared_address(tile);
   const Element* q = static_cast<const Element*>(params.q);
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
   for (int i = thread; i < num_rows * kRowChunks; i += kQueryLoaderThreads) {
@@ -143,7 +143,7 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
     const bool valid = row < item.num_rows;
     const QueryRow source = query_row(item, kv_head, valid ? row : 0, work.group_size);
     ptx::cp_async_16(
-        destination + tile_offset(KindTiles::kMaxQueryRows, row, chunk),
+        destination + tile_offset(kTileElements / kHeadDim, row, chunk),
         q + source.token * params.q_token_stride + source.head * params.q_head_stride + chunk * kChunkCols,
         valid);
   }

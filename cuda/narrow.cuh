@@ -79,7 +79,7 @@ class NarrowConsumer {
   /// B operands of two steps of 16 head columns for packed rows 8 j .. 8 j + 7: registers 2 s, 2 s + 1 for
   /// step s.
   __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
-    const uint32_t tile = ptx::shared_address(storage_.tiles.q);
+    const uint32_t tile = ptx::shared_address(storage_.tiles.q[at_.q.stage()]);
     const uint32_t first = first_chunk(tile + lane_ % 8 * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
     const uint32_t rows = (step_pair / 2 * kNarrowTileQ + 8 * j) * kPanelRowBytes;
     ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
@@ -197,12 +197,14 @@ __device__ __forceinline__ int narrow_padded_rows(int num_rows) {
 }
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
-                                               const WorkItem& item, int kv_head, NarrowStorage& storage,
+                                               const HeadCursor& cursor, NarrowStorage& storage,
                                                KindRings& rings, KindPositions& at,
                                                int32_t& is_last_arrival) {
   const int thread = threadIdx.x - kWarpgroupThreads;
+  const WorkItem& item = cursor.item();
+  const int kv_head = cursor.kv_head();
   const int padded_rows = narrow_padded_rows(item.num_rows);
-  if (item.kv_end == item.kv_begin) {
+  if (!has_keys(item)) {
     store_empty(Output(params, work, item, kv_head), thread);
   } else if (padded_rows == 8) {
     NarrowConsumer<8>(params, work, storage, rings, at).attend(item, kv_head);

@@ -59,7 +59,7 @@ struct Ring {
 
 /// The rings of one kind of item: a query tile per (item, kv head), K and V stages of kTileKv keys.
 struct KindRings {
-  Ring<1> q;
+  Ring<kQueryStages> q;
   Ring<kNumStages> k;
   Ring<kNumStages> v;
 
@@ -72,7 +72,7 @@ struct KindRings {
 };
 
 struct KindPositions {
-  RingPosition<1> q;
+  RingPosition<kQueryStages> q;
   RingPosition<kNumStages> k;
   RingPosition<kNumStages> v;
 };

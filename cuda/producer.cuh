@@ -43,17 +43,18 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
   const bool loads_queries = kGather || warp != 0;
   const KvLoader loader(params, work.header);
   KindPositions at;
-  for_each_head(work, begin, end, [&](const WorkItem& listed_item, int kv_head) {
-    const WorkItem item = listed_item;
-    if (item.kv_end == item.kv_begin) return;
+  for (HeadCursor cursor(work, begin, end); cursor.valid(); cursor.advance()) {
+    const WorkItem item = cursor.item();
+    const int kv_head = cursor.kv_head();
+    if (!has_keys(item)) continue;
     if (loads_queries) {
       rings.q.wait_empty(at.q);
       load_queries(params, work, item, kv_head, padded_rows(item.num_rows), threadIdx.x % kQueryLoaderThreads,
-                   tiles, &rings.q.full[0]);
+                   tiles.q[at.q.stage()], &rings.q.full[at.q.stage()]);
       at.q.advance();
     }
     if (loads_keys_values) load_keys_values(loader, item, kv_head, tiles, rings, at);
-  });
+  }
 }
 
 }  // namespace onewave

@@ -2,8 +2,9 @@
 
 /// The shared-memory plan of a CTA.
 ///
-///   | rings of both kinds, flag |  wide:   Q 128 rows | K stages | V stages |
-///   |                           |  narrow: Q  32 rows | K stages | V stages | join |      (the same bytes)
+///   | rings of both kinds, flag |  wide:   Q stages of 128 rows | K stages | V stages |
+///   |                           |  narrow: Q stages of  32 rows | K stages | V stages | join |      (the
+///   same bytes)
 ///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
 /// arrived on narrow_done.
@@ -17,8 +18,7 @@ inline constexpr int kStageElements = kTileKv * kHeadDim;
 
 template <int kQueryRows>
 struct Tiles {
-  static constexpr int kMaxQueryRows = kQueryRows;
-  alignas(1024) Element q[kQueryRows * kHeadDim];
+  alignas(1024) Element q[kQueryStages][kQueryRows * kHeadDim];
   alignas(1024) Element k[kNumStages][kStageElements];
   alignas(1024) Element v[kNumStages][kStageElements];
 };

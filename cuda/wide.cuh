@@ -5,8 +5,8 @@
 /// registers, V's columns contiguous. S of the next tile is issued before O of this one, so that the softmax
 /// of one tile runs under the products of the other:
 ///
-///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ...
-///   registers             | softmax_n-1    | softmax_n-2    | ...
+///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ... | PV_0  QK of the next item |
+///   registers             | softmax_n-1    | softmax_n-2    | ... |       store               | softmax
 ///
 /// and the two warpgroups take turns at the tensor cores.
 ///
@@ -38,19 +38,46 @@ class WideConsumer {
     if (warpgroup_ == 1) pass_turn();  // warpgroup 0 begins
   }
 
-  __device__ __forceinline__ void operator()(const WorkItem& item, int kv_head, int32_t& is_last_arrival) {
+  __device__ __forceinline__ void run(int begin, int end, int32_t& is_last_arrival) {
     const int thread = threadIdx.x - kWarpgroupThreads;
-    if (item.kv_end == item.kv_begin) {
-      store_empty(Output(params_, work_, item, kv_head), thread);
-    } else {
-      attend(item, kv_head);
+    HeadCursor cursor(work_, begin, end);
+    while (cursor.valid()) {
+      if (!has_keys(cursor.item())) {
+        store_empty(Output(params_, work_, cursor.item(), cursor.kv_head()), thread);
+        finish_split(params_, work_, cursor.item(), cursor.kv_head(), thread, is_last_arrival);
+        cursor.advance();
+        continue;
+      }
+      float scores[kWideScores];
+      wait_first_scores();
+      issue_scores(scores);
+      bool next_has_keys;
+      do {
+        const WorkItem& item = cursor.item();
+        const int kv_head = cursor.kv_head();
+        cursor.advance();
+        next_has_keys = cursor.valid() && has_keys(cursor.item());
+        attend(item, kv_head, scores, next_has_keys);
+        finish_split(params_, work_, item, kv_head, thread, is_last_arrival);
+      } while (next_has_keys);
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(scores);
     }
-    finish_split(params_, work_, item, kv_head, thread, is_last_arrival);
   }
 
  private:
-  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
-    float scores[kWideScores];
+  /// Until Q and the last tile of K of the next item are there.
+  __device__ __forceinline__ void wait_first_scores() {
+    rings_.q.wait_full(at_.q);
+    ptx::fence_proxy_async();
+    rings_.k.wait_full(at_.k);
+  }
+
+  /// `scores`: in flight, of the item's last tile of keys, and at the end of the next item's. Where there is
+  /// none, they are issued all the same, on whatever lies in the stages, and never looked at: a branch around
+  /// them would make the compiler serialise all products.
+  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head, float (&scores)[kWideScores],
+                                         bool next_has_keys) {
     float out[kWideOut];
     uint32_t weights[kTileKv / 16][4];
     RowState rows[2];
@@ -60,12 +87,7 @@ class WideConsumer {
     const int kv_begin = item.kv_begin;
     int tile_begin = last_tile_begin(item);
 
-    rings_.q.wait_full(at_.q);
-    ptx::fence_proxy_async();
     if (!kGather && item.kv_end < tile_begin + kTileKv) clear_tail(item.kv_end - tile_begin);
-
-    rings_.k.wait_full(at_.k);
-    issue_scores(scores);
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(scores);
     rings_.k.release(at_.k);
@@ -99,7 +121,9 @@ class WideConsumer {
     rings_.q.release(at_.q);
     rings_.v.wait_full(at_.v);
     issue_out(out, weights, accumulate);
-    ptx::wgmma_wait_group<0>();
+    if (next_has_keys) wait_first_scores();
+    issue_scores(scores);
+    ptx::wgmma_wait_group<1>();
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
     store(Output(params_, work_, item, kv_head), out, rows);
@@ -131,7 +155,7 @@ class WideConsumer {
 
   __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
     constexpr int kStepsPerPanel = kPanelCols / 16;
-    const uint32_t q = ptx::shared_address(tiles_.q) + warpgroup_ * 64 * kPanelRowBytes;
+    const uint32_t q = ptx::shared_address(tiles_.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const uint32_t k = ptx::shared_address(tiles_.k[at_.k.stage()]);
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(scores);

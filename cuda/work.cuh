@@ -29,23 +29,39 @@ __device__ __forceinline__ bool has_work(const void* plan) {
   return cta.narrow_begin < cta.end;
 }
 
-/// The two sectors of 32 bytes that an item spans, so that its first use does not wait for L2.
-__device__ __forceinline__ void prefetch_item(const WorkItem* item) {
-  const int lane = threadIdx.x % 32;
-  if (lane < 2) ptx::prefetch_global_l1(reinterpret_cast<const unsigned char*>(item) + 32 * lane);
-}
-
-/// Calls body(item, kv_head) for every kv head of every item. The producer and the consumers run it
-/// identically. The item stays in (cached) global memory: a body copies what its inner loop needs, the rest
-/// holds no registers.
-template <class Body>
-__device__ __forceinline__ void for_each_head(const Work& work, int begin, int end, Body&& body) {
-  for (int i = begin; i < end; ++i) {
-    const WorkItem& item = work.items[i];
-    if (i + 1 < end) prefetch_item(&item + 1);
-    for (int kv_head = item.kv_head_begin; kv_head < item.kv_head_end; ++kv_head) body(item, kv_head);
+/// Walks the items [begin, end), kv head by kv head; the producer and the consumers do so identically. An
+/// item stays in (cached) global memory: a user copies what its inner loop needs, the rest holds no
+/// registers.
+class HeadCursor {
+ public:
+  __device__ __forceinline__ HeadCursor(const Work& work, int begin, int end)
+      : item_(work.items + begin), end_(work.items + end) {
+    if (valid()) kv_head_ = item_->kv_head_begin;
   }
-}
+
+  __device__ __forceinline__ bool valid() const { return item_ < end_; }
+  __device__ __forceinline__ const WorkItem& item() const { return *item_; }
+  __device__ __forceinline__ int kv_head() const { return kv_head_; }
+
+  __device__ __forceinline__ void advance() {
+    if (++kv_head_ < item_->kv_head_end) return;
+    if (++item_ >= end_) return;
+    kv_head_ = item_->kv_head_begin;
+    prefetch(item_ + 1);
+  }
+
+ private:
+  /// The two sectors of 32 bytes that an item spans, so that its first use does not wait for L2.
+  __device__ __forceinline__ void prefetch(const WorkItem* item) const {
+    const int lane = threadIdx.x % 32;
+    if (item < end_ && lane < 2)
+      ptx::prefetch_global_l1(reinterpret_cast<const unsigned char*>(item) + 32 * lane);
+  }
+
+  const WorkItem* item_;
+  const WorkItem* end_;
+  int kv_head_ = 0;
+};
 
 __device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
   return (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
@@ -54,6 +70,8 @@ __device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
 __device__ __forceinline__ int last_tile_begin(const WorkItem& item) {
   return item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
 }
+
+__device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
 
 /// First key that row `row` of the tile does not see.
 __device__ __forceinline__ int visible_end(const WorkItem& item, int row, int group_size) {
