@@ -64,7 +64,6 @@ inline constexpr int kQueryLoaderThreads = kGather ? 128 : 96;
 enum NamedBarrier : int {
   kBarrierConsumers = 1,  // all consumer threads
   kBarrierWarpgroup = 2,  // one consumer warpgroup: 2 and 3
-  kBarrierTurn = 4,       // the turn of one consumer warpgroup at the tensor cores: 4 and 5
 };
 
 }  // namespace onewave

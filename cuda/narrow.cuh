@@ -34,7 +34,7 @@ class NarrowConsumer {
         rings_(rings),
         at_(at),
         scales_(params, work.header),
-        v_layout_(value_layout(work.header->page_size)),
+        v_layout_(value_layout(params)),
         lane_(threadIdx.x % 32),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
 

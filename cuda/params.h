@@ -39,7 +39,8 @@ struct KernelParams {
   int32_t num_pages;
   float k_scale;
   float v_scale;
-  int32_t reserved;
+  int32_t box_shift;  ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it; unused by
+                      ///< gathering kernels
 };
 
 static_assert(sizeof(KernelParams) == 448, "host and device must agree");

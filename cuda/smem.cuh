@@ -77,11 +77,10 @@ struct ValueLayout {
   }
 };
 
-/// Of `page_size` tokens: what TmaLoader's boxes make of it.
-__device__ __forceinline__ ValueLayout value_layout(int page_size) {
+__device__ __forceinline__ ValueLayout value_layout(const KernelParams& params) {
   constexpr int kTileShift = 7;
   static_assert(kTileKv == 1 << kTileShift);
-  return {kGather ? kTileShift : min(__ffs(page_size) - 1, kTileShift)};
+  return {kGather ? kTileShift : params.box_shift};
 }
 
 /// The 16-byte chunk `chunk` (0 .. 7) of a row of 128 bytes under the 128-byte swizzle: address bits 4-6 are

@@ -8,8 +8,6 @@
 ///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ... | PV_0  QK of the next item |
 ///   registers             | softmax_n-1    | softmax_n-2    | ... |       store               | softmax
 ///
-/// and the two warpgroups take turns at the tensor cores.
-///
 /// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
 /// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
 
@@ -31,11 +29,10 @@ class WideConsumer {
         tiles_(tiles),
         rings_(rings),
         scales_(params, work.header),
-        v_layout_(value_layout(work.header->page_size)),
+        v_layout_(value_layout(params)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
-    if (warpgroup_ == 1) pass_turn();  // warpgroup 0 begins
   }
 
   __device__ __forceinline__ void run(int begin, int end, int32_t& is_last_arrival) {
@@ -100,22 +97,17 @@ class WideConsumer {
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
       rings_.k.wait_full(at_.k);
-      take_turn();
       issue_scores(scores);
       rings_.v.wait_full(at_.v);
       issue_out(out, weights, accumulate);
-      pass_turn();
       accumulate = true;
       ptx::wgmma_wait_group<1>();
       ptx::fence_registers(scores);
       rings_.k.release(at_.k);
       mask(scores, visible, all_visible, tile_begin);
       softmax(scores, rows, factors);
-      ptx::wgmma_wait_group<0>();
-      ptx::fence_registers(out);
+      wait_out(out, factors);
       rings_.v.release(at_.v);
-#pragma unroll
-      for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
       pack_weights(scores, weights);
     }
     rings_.q.release(at_.q);
@@ -127,15 +119,6 @@ class WideConsumer {
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
     store(Output(params_, work_, item, kv_head), out, rows);
-  }
-
-  /// The warpgroups issue their products in turns, so that one's softmax runs under the other's products.
-  /// Left to themselves they fall into step by chance.
-  __device__ __forceinline__ void take_turn() const {
-    ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads);
-  }
-  __device__ __forceinline__ void pass_turn() const {
-    ptx::bar_arrive(kBarrierTurn + 1 - warpgroup_, kConsumerThreads);
   }
 
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
@@ -155,8 +138,10 @@ class WideConsumer {
 
   __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
     constexpr int kStepsPerPanel = kPanelCols / 16;
-    const uint32_t q = ptx::shared_address(tiles_.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
-    const uint32_t k = ptx::shared_address(tiles_.k[at_.k.stage()]);
+    constexpr int kGroupBytes = 8 * kPanelRowBytes;
+    const uint32_t q_rows = ptx::shared_address(tiles_.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
+    const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
+    const ptx::WgmmaDescriptor k(ptx::shared_address(tiles_.k[at_.k.stage()]), 16, kGroupBytes);
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
@@ -164,24 +149,23 @@ class WideConsumer {
     for (int step = 0; step < kHeadDim / 16; ++step) {
       const int panel = step / kStepsPerPanel;
       const int bytes = step % kStepsPerPanel * 32;
-      ptx::wgmma_m64n128k16<Element>(
-          scores, ptx::wgmma_descriptor(q + panel * kWideTileQ * kPanelRowBytes + bytes, 16),
-          ptx::wgmma_descriptor(k + panel * kTileKv * kPanelRowBytes + bytes, 16), step > 0);
+      ptx::wgmma_m64n128k16<Element>(scores, q.at(panel * kWideTileQ * kPanelRowBytes + bytes),
+                                     k.at(panel * kTileKv * kPanelRowBytes + bytes), step > 0);
     }
     ptx::wgmma_commit_group();
   }
 
   __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
                                             const uint32_t (&weights)[kTileKv / 16][4], bool accumulate) {
-    const uint32_t v = ptx::shared_address(tiles_.v[at_.v.stage()]);
+    const ptx::WgmmaDescriptor v(ptx::shared_address(tiles_.v[at_.v.stage()]), v_layout_.panel_bytes(),
+                                 v_layout_.group_bytes());
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTileKv / 16; ++step) {
-      const uint64_t rows = ptx::wgmma_descriptor(v + v_layout_.row_offset(16 * step),
-                                                  v_layout_.panel_bytes(), v_layout_.group_bytes());
-      ptx::wgmma_m64k16_trans<Element>(out, weights[step], rows, accumulate || step > 0);
+      ptx::wgmma_m64k16_trans<Element>(out, weights[step], v.at(v_layout_.row_offset(16 * step)),
+                                       accumulate || step > 0);
     }
     ptx::wgmma_commit_group();
   }
@@ -216,6 +200,21 @@ class WideConsumer {
         scores[i] = rows[r].add(scores[i], scales_.score_log2, scaled_max);
         scores[i + 1] = rows[r].add(scores[i + 1], scales_.score_log2, scaled_max);
       }
+    }
+  }
+
+  /// Waits for O and rescales it. Most tiles raise no maximum: then there is nothing to multiply. The wait
+  /// stands in both branches on purpose: in the block of the softmax, ptxas would schedule it before the
+  /// softmax, out of the products' shadow.
+  __device__ __forceinline__ static void wait_out(float (&out)[kWideOut], const float (&factors)[2]) {
+    if (__any_sync(0xffffffff, factors[0] != 1.f || factors[1] != 1.f)) {
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(out);
+#pragma unroll
+      for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
+    } else {
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(out);
     }
   }
 

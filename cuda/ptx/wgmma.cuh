@@ -8,16 +8,28 @@
 
 namespace onewave::ptx {
 
-/// Describes a tile in shared memory whose rows of 128 bytes lie under the 128-byte swizzle, in groups of 8
-/// that start every `group_bytes`. `panel_bytes`: the distance between 64-column panels, used by operands
-/// whose contiguous dimension is not the product's k (V); for the others a panel is addressed directly. (PTX
-/// ISA, "Matrix Descriptor".)
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t panel_bytes,
-                                                     uint32_t group_bytes = 1024) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  return kSwizzle128 | static_cast<uint64_t>(group_bytes >> 4) << 32 |
-         static_cast<uint64_t>(panel_bytes >> 4) << 16 | (address & 0x3FFFF) >> 4;
-}
+/// Describes a tile in shared memory whose rows of 128 bytes lie under the 128-byte swizzle. (PTX ISA,
+/// "Matrix Descriptor".) In two words, so that all of it can be computed in uniform registers, where wgmma
+/// takes it from: the tile's address is the same in the whole warp, but the compiler has to be told.
+class WgmmaDescriptor {
+ public:
+  /// `group_bytes`: from the start of one group of 8 rows to that of the next. `panel_bytes`: the distance
+  /// between 64-column panels, used by operands whose contiguous dimension is not the product's k (V); for
+  /// the others a panel is addressed directly. By all lanes of the warp.
+  __device__ __forceinline__ WgmmaDescriptor(uint32_t address, uint32_t panel_bytes, uint32_t group_bytes)
+      : low_(__shfl_sync(0xffffffff, (address & 0x3FFFF) >> 4, 0) | panel_bytes >> 4 << 16),
+        high_(kSwizzle128 | group_bytes >> 4) {}
+
+  /// Of the tile `bytes` further on. Shared memory is small enough that the sum stays in the address field.
+  __device__ __forceinline__ uint64_t at(uint32_t bytes) const {
+    return static_cast<uint64_t>(high_) << 32 | (low_ + (bytes >> 4));
+  }
+
+ private:
+  static constexpr uint32_t kSwizzle128 = 1u << 30;
+  uint32_t low_;
+  uint32_t high_;
+};
 
 /// Before the first product, and after registers that a product reads were written.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
