@@ -44,8 +44,8 @@ inline constexpr int kArrivingLanes = 1;
 
 /// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
 /// setmaxnreg waits for ever.
-inline constexpr int kProducerRegisters = 40;
-inline constexpr int kConsumerRegisters = 232;
+inline constexpr int kProducerRegisters = 56;
+inline constexpr int kConsumerRegisters = 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
@@ -56,9 +56,9 @@ inline constexpr int kNumStages = 256 / kHeadDim;
 /// Query tiles: that of the next item is loaded while this one is in use.
 inline constexpr int kQueryStages = 2;
 
-/// In the gathering cubin all producer warps load K, V and Q; in the other, warp 0 issues TMA and the rest
-/// load Q.
-inline constexpr int kQueryLoaderThreads = kGather ? 128 : 96;
+/// In the gathering cubins all producer warps load K, V and Q; in the others warp 0 issues K's boxes, warp 1
+/// V's.
+inline constexpr int kQueryLoaderThreads = kGather ? 128 : 64;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {

@@ -2,7 +2,7 @@
 
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
-///   rows = loader.lookup(item, tile)        starts reading the page ids of a tile; used a stage later
+///   rows = loader.lookup(keys, tile_begin)  starts reading the page ids of a tile; used two tiles later
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
@@ -14,6 +14,13 @@
 #include "work.cuh"
 
 namespace onewave {
+
+/// The keys of an item, as far as a loader looks at them.
+struct KeyRange {
+  int begin;
+  int end;
+  int page_begin;  ///< index in kv_indices of the request's first page
+};
 
 /// A box per page, for K one for each 64-column panel, issued by the lanes of one warp, a page each.
 struct TmaLoader {
@@ -37,11 +44,11 @@ struct TmaLoader {
         box_tokens(min(header->page_size, kTileKv)),
         boxes_per_tile(kTileKv / box_tokens) {}
 
-  __device__ __forceinline__ Rows lookup(const WorkItem& item, int tile) const {
-    const int key = item.kv_begin + tile * kTileKv + lane * box_tokens;
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
+    const int key = tile_begin + lane * box_tokens;
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1)};  // no such page: a box of zeros
-    if (lane < boxes_per_tile && key < item.kv_end)
-      rows.page = kv_indices[item.page_begin + (key >> page_shift)];
+    if (lane < boxes_per_tile && key < keys.end)
+      rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
 
@@ -89,11 +96,11 @@ struct GatherLoader {
         page_size(header->page_size),
         row(threadIdx.x % kWarpgroupThreads) {}
 
-  __device__ __forceinline__ Rows lookup(const WorkItem& item, int tile) const {
-    const int key = item.kv_begin + tile * kTileKv + row;
-    if (key >= item.kv_end) return {-1, 0};
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
+    const int key = tile_begin + row;
+    if (key >= keys.end) return {-1, 0};
     const unsigned page_idx = static_cast<unsigned>(key) / page_size;
-    return {kv_indices[item.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
+    return {kv_indices[keys.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
   }
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,

@@ -1,7 +1,13 @@
 #pragma once
 
-/// The producer warpgroup: for every (item, kv head) the query tile, then K and V from the item's last tile
-/// of keys to its first, K one tile ahead of V since the consumers take them in that order.
+/// The producer warpgroup walks the same list as the consumers, in streams that run on over item boundaries,
+/// so that the rings stay full:
+///
+///   queries   the query tile of every (item, kv head)
+///   keys      K, and V, from each item's last tile of keys to its first, the page ids a tile or two ahead
+///
+/// In the TMA cubins each stream has warps of its own (K: 0, V: 1, queries: 2 and 3); in the gathering ones
+/// all four warps do everything.
 
 #include "load.cuh"
 
@@ -11,49 +17,152 @@ namespace onewave {
 
 using KvLoader = std::conditional_t<kGather, GatherLoader, TmaLoader>;
 
-template <class KindTiles>
-__device__ __forceinline__ void load_keys_values(const KvLoader& loader, const WorkItem& item, int kv_head,
-                                                 KindTiles& tiles, KindRings& rings, KindPositions& at) {
-  const int num_tiles = num_kv_tiles(item);
-  const auto load_k = [&](const KvLoader::Rows& rows) {
-    rings.k.wait_empty(at.k);
-    loader.load_k(rows, kv_head, tiles.k[at.k.stage()], &rings.k.full[at.k.stage()]);
-    at.k.advance();
+/// One tile of keys of one kv head.
+struct KvTile {
+  bool valid;
+  bool is_first;  ///< of its (item, kv head)
+  int kv_head;
+  KvLoader::Rows rows;
+};
+
+/// All tiles of keys of a list, one after another.
+class KvTileStream {
+ public:
+  __device__ __forceinline__ KvTileStream(const KvLoader& loader, const HeadCursor& cursor)
+      : loader_(loader), cursor_(cursor) {
+    enter();
+  }
+
+  /// Begins to read the tile's page ids.
+  __device__ __forceinline__ KvTile next() {
+    if (!cursor_.valid()) return {};
+    const KvTile tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
+    tile_begin_ -= kTileKv;
+    is_first_ = false;
+    if (tile_begin_ < keys_.begin) {
+      cursor_.advance();
+      enter();
+    }
+    return tile;
+  }
+
+ private:
+  __device__ __forceinline__ void enter() {
+    cursor_.skip_keyless();
+    if (!cursor_.valid()) return;
+    const WorkItem& item = cursor_.item();
+    keys_ = {item.kv_begin, item.kv_end, item.page_begin};
+    tile_begin_ = last_tile_begin(item);
+    is_first_ = true;
+  }
+
+  const KvLoader& loader_;
+  HeadCursor cursor_;
+  KeyRange keys_;
+  int tile_begin_;
+  bool is_first_;
+};
+
+/// Loads the query tile of one (item, kv head) after another. `padded_rows(num_rows)`: how many rows of it
+/// the consumers read.
+template <class KindTiles, class PaddedRows>
+class QueryStream {
+ public:
+  __device__ __forceinline__ QueryStream(const KernelParams& params, const Work& work,
+                                         const HeadCursor& cursor, KindTiles& tiles, KindRings& rings,
+                                         const PaddedRows& padded_rows)
+      : params_(params),
+        work_(work),
+        cursor_(cursor),
+        tiles_(tiles),
+        rings_(rings),
+        padded_rows_(padded_rows) {
+    cursor_.skip_keyless();
+  }
+
+  __device__ __forceinline__ bool valid() const { return cursor_.valid(); }
+
+  __device__ __forceinline__ void load_next() {
+    rings_.q.wait_empty(at_);
+    load_queries(params_, work_, cursor_.item(), cursor_.kv_head(), padded_rows_(cursor_.item().num_rows),
+                 threadIdx.x % kQueryLoaderThreads, tiles_.q[at_.stage()], &rings_.q.full[at_.stage()]);
+    at_.advance();
+    cursor_.advance();
+    cursor_.skip_keyless();
+  }
+
+ private:
+  const KernelParams& params_;
+  const Work& work_;
+  HeadCursor cursor_;
+  KindTiles& tiles_;
+  KindRings& rings_;
+  const PaddedRows& padded_rows_;
+  RingPosition<kQueryStages> at_;
+};
+
+/// The gathering cubins: all producer threads load Q, K and V, K one tile ahead of V.
+template <class KindTiles, class Queries>
+__device__ __forceinline__ void load_together(const KvLoader& loader, const HeadCursor& cursor,
+                                              KindTiles& tiles, KindRings& rings, Queries& queries) {
+  RingPosition<kNumStages> at_k, at_v;
+  const auto load_k = [&](const KvTile& tile) {
+    if (tile.is_first) queries.load_next();
+    rings.k.wait_empty(at_k);
+    loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
+    at_k.advance();
   };
-  KvLoader::Rows rows = loader.lookup(item, num_tiles - 1);
-  KvLoader::Rows next_rows = loader.lookup(item, max(num_tiles - 2, 0));
-  load_k(rows);
-  for (int tile = num_tiles - 1; tile >= 0; --tile) {
-    const KvLoader::Rows later_rows = loader.lookup(item, max(tile - 2, 0));
-    if (tile > 0) load_k(next_rows);
-    rings.v.wait_empty(at.v);
-    loader.load_v(rows, kv_head, tiles.v[at.v.stage()], &rings.v.full[at.v.stage()]);
-    at.v.advance();
-    rows = next_rows;
-    next_rows = later_rows;
+  KvTileStream stream(loader, cursor);
+  KvTile tile = stream.next();
+  KvTile next_tile = stream.next();
+  if (tile.valid) load_k(tile);
+  while (tile.valid) {
+    const KvTile later_tile = stream.next();
+    if (next_tile.valid) load_k(next_tile);
+    rings.v.wait_empty(at_v);
+    loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
+    at_v.advance();
+    tile = next_tile;
+    next_tile = later_tile;
   }
 }
 
-/// Walks the items [begin, end). `padded_rows(num_rows)`: how many rows of the query tile the consumers read.
+/// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
+template <class Load>
+__device__ __forceinline__ void load_tiles(const KvLoader& loader, const HeadCursor& cursor,
+                                           Ring<kNumStages>& ring, Load&& load) {
+  RingPosition<kNumStages> at;
+  KvTileStream stream(loader, cursor);
+  KvTile tile = stream.next();
+  while (tile.valid) {
+    const KvTile next_tile = stream.next();
+    ring.wait_empty(at);
+    load(tile, at.stage());
+    at.advance();
+    tile = next_tile;
+  }
+}
+
+/// The items [begin, end).
 template <class KindTiles, class PaddedRows>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, int begin, int end,
-                                        KindTiles& tiles, KindRings& rings, PaddedRows&& padded_rows) {
+                                        KindTiles& tiles, KindRings& rings, const PaddedRows& padded_rows) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-  const bool loads_keys_values = kGather || warp == 0;
-  const bool loads_queries = kGather || warp != 0;
+  const HeadCursor cursor(work, begin, end);
   const KvLoader loader(params, work.header);
-  KindPositions at;
-  for (HeadCursor cursor(work, begin, end); cursor.valid(); cursor.advance()) {
-    const WorkItem item = cursor.item();
-    const int kv_head = cursor.kv_head();
-    if (!has_keys(item)) continue;
-    if (loads_queries) {
-      rings.q.wait_empty(at.q);
-      load_queries(params, work, item, kv_head, padded_rows(item.num_rows), threadIdx.x % kQueryLoaderThreads,
-                   tiles.q[at.q.stage()], &rings.q.full[at.q.stage()]);
-      at.q.advance();
-    }
-    if (loads_keys_values) load_keys_values(loader, item, kv_head, tiles, rings, at);
+  QueryStream<KindTiles, PaddedRows> queries(params, work, cursor, tiles, rings, padded_rows);
+  if constexpr (kGather) {
+    load_together(loader, cursor, tiles, rings, queries);
+  } else if (warp == 0) {
+    load_tiles(loader, cursor, rings.k, [&](const KvTile& tile, int stage) {
+      loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
+    });
+  } else if (warp == 1) {
+    load_tiles(loader, cursor, rings.v, [&](const KvTile& tile, int stage) {
+      loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
+    });
+  } else {
+    while (queries.valid()) queries.load_next();
   }
 }
 

@@ -29,6 +29,8 @@ __device__ __forceinline__ bool has_work(const void* plan) {
   return cta.narrow_begin < cta.end;
 }
 
+__device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
+
 /// Walks the items [begin, end), kv head by kv head; the producer and the consumers do so identically. An
 /// item stays in (cached) global memory: a user copies what its inner loop needs, the rest holds no
 /// registers.
@@ -48,6 +50,10 @@ class HeadCursor {
     if (++item_ >= end_) return;
     kv_head_ = item_->kv_head_begin;
     prefetch(item_ + 1);
+  }
+
+  __device__ __forceinline__ void skip_keyless() {
+    while (valid() && !has_keys(*item_)) advance();
   }
 
  private:
@@ -70,8 +76,6 @@ __device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
 __device__ __forceinline__ int last_tile_begin(const WorkItem& item) {
   return item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
 }
-
-__device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
 
 /// First key that row `row` of the tile does not see.
 __device__ __forceinline__ int visible_end(const WorkItem& item, int row, int group_size) {
