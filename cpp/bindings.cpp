@@ -14,8 +14,10 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace nb = nanobind;
@@ -80,25 +82,33 @@ void execute_plan_bytes(const nb::bytes& plan, const RunArgs& args, int num_thre
 /// A DeviceAttention and the shape that each of its batches must have.
 struct BoundAttention {
   BoundAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, uintptr_t workspace)
-      : shape(shape), attention(device, limits, shape, pointer<void>(workspace)) {}
+      : shape(shape), attention(std::in_place, device, limits, shape, pointer<void>(workspace)) {}
+
+  /// Waits for uploads in flight, and lets other threads go on meanwhile.
+  ~BoundAttention() {
+    const nb::gil_scoped_release unlocked;
+    attention.reset();
+  }
+  BoundAttention(const BoundAttention&) = delete;
+  BoundAttention& operator=(const BoundAttention&) = delete;
 
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
             uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream) {
-    attention.plan(
+    attention->plan(
         batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices),
         pointer<void>(stream));
   }
 
-  void run(const RunArgs& args, uintptr_t stream) { attention.run(args, pointer<void>(stream)); }
+  void run(const RunArgs& args, uintptr_t stream) { attention->run(args, pointer<void>(stream)); }
 
   nb::bytes plan_bytes() const {
-    if (attention.last_plan() == nullptr)
+    if (attention->last_plan() == nullptr)
       throw InvalidArgument("plan_bytes(): there is no plan yet, call plan()");
-    return to_bytes(attention.last_plan());
+    return to_bytes(attention->last_plan());
   }
 
   AttentionShape shape;
-  DeviceAttention attention;
+  std::optional<DeviceAttention> attention;  ///< until the destructor
 };
 
 /// Name, struct-module character and offset of a record's field, as a tuple.

@@ -1,6 +1,7 @@
 #pragma once
 
-/// The primary context of a device, the one that the CUDA runtime and torch use too, and making it current.
+/// What a thread's calls of the driver depend on: the primary context of a device, the one that the CUDA
+/// runtime and torch use too, and the capture mode.
 
 #include <cudaTypedefs.h>
 
@@ -44,6 +45,21 @@ class ContextScope {
 
  private:
   bool is_pushed_ = false;
+};
+
+/// Until the end of the scope, this thread's calls that may synchronise (allocations, waits, loading of code)
+/// are no error while another stream of the process is in a capture of global mode; they would invalidate
+/// that capture. For work that is part of no capture.
+class RelaxedCaptureScope {
+ public:
+  RelaxedCaptureScope() { driver().thread_exchange_stream_capture_mode.result_of(&mode_); }
+  ~RelaxedCaptureScope() { driver().thread_exchange_stream_capture_mode.result_of(&mode_); }
+  RelaxedCaptureScope(const RelaxedCaptureScope&) = delete;
+  RelaxedCaptureScope& operator=(const RelaxedCaptureScope&) = delete;
+
+ private:
+  /// The mode to set; once set, the one that the thread had before.
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
 }  // namespace onewave

@@ -78,6 +78,7 @@ class Driver {
   ONEWAVE_ENTRY_POINT(library_load_data, cuLibraryLoadData, 12000);
   ONEWAVE_ENTRY_POINT(library_get_kernel, cuLibraryGetKernel, 12000);
   ONEWAVE_ENTRY_POINT(kernel_get_function, cuKernelGetFunction, 12000);
+  ONEWAVE_ENTRY_POINT(func_load, cuFuncLoad, 12040);
   ONEWAVE_ENTRY_POINT(kernel_get_param_info, cuKernelGetParamInfo, 12040);
   ONEWAVE_ENTRY_POINT(kernel_set_attribute, cuKernelSetAttribute, 12000);
   ONEWAVE_ENTRY_POINT(mem_host_alloc, cuMemHostAlloc, 2020);
@@ -88,6 +89,7 @@ class Driver {
   ONEWAVE_ENTRY_POINT(event_synchronize, cuEventSynchronize, 2000);
   ONEWAVE_ENTRY_POINT(event_destroy, cuEventDestroy, 4000);
   ONEWAVE_ENTRY_POINT(stream_is_capturing, cuStreamIsCapturing, 10000);
+  ONEWAVE_ENTRY_POINT(thread_exchange_stream_capture_mode, cuThreadExchangeStreamCaptureMode, 10010);
   ONEWAVE_ENTRY_POINT(tensor_map_encode_tiled, cuTensorMapEncodeTiled, 12000);
   ONEWAVE_ENTRY_POINT(launch_kernel_ex, cuLaunchKernelEx, 11060);
 

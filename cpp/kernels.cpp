@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "context.h"
 #include "driver.h"
 #include "params.h"
 
@@ -94,6 +95,7 @@ CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device) {
   static auto& loaded_kernels = *new std::map<const EmbeddedKernel*, LoadedKernel>;
 
   const Driver& cuda = driver();
+  const RelaxedCaptureScope relaxed;
   std::lock_guard lock(mutex);
   LoadedKernel& loaded = loaded_kernels[&embedded];
   if (loaded.kernel == nullptr) loaded.kernel = load_cubin(embedded);
@@ -102,9 +104,10 @@ CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device) {
                               device);
     loaded.prepared_devices.insert(device);
   }
-  // Brings the code into the context now: lazily, that would happen at a launch, which may be captured.
   CUfunction function = nullptr;
   cuda.kernel_get_function(&function, loaded.kernel);
+  // Brings the code into the context now: lazily, that would happen at a launch, which may be captured.
+  cuda.func_load(function);
   return function;
 }
 

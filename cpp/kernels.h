@@ -29,8 +29,8 @@ const char* dtype_name(DType dtype);
 const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader);
 
 /// The kernel's function in the primary context of `device`, which must be current, ready to be launched with
-/// kSharedBytes. The cubin is loaded once per process, its attributes are set once per device. Any thread;
-/// outside stream capture.
+/// kSharedBytes. The cubin is loaded once per process, its attributes are set once per device. Any thread,
+/// also while streams of others are in a capture.
 CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device);
 
 }  // namespace onewave

@@ -1,23 +1,22 @@
 #include <onewave/device.h>
 #include <onewave/error.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
-#include <limits>
-#include <optional>
-#include <string>
+#include <memory>
 
 #include "context.h"
 #include "driver.h"
 #include "kernels.h"
 #include "params.h"
 #include "plan_ring.h"
+#include "run_checks.h"
 #include "tensor_map.h"
 
 namespace onewave {
 namespace {
 
-/// Rows are read by 16-byte copies, so every one must start at a multiple of this.
-constexpr int64_t kRowAlignment = 16;
 /// A plan, and the partials behind it, start at multiples of this.
 constexpr uintptr_t kWorkspaceAlignment = 128;
 
@@ -26,58 +25,18 @@ bool operator==(const AttentionShape& a, const AttentionShape& b) {
          a.page_size == b.page_size && a.dtype == b.dtype;
 }
 
-void check_address(const void* address, const std::string& name) {
-  if (address == nullptr) throw InvalidArgument(name + " is null; it must be device memory");
-  if (reinterpret_cast<uintptr_t>(address) % kRowAlignment != 0) {
-    throw InvalidArgument(name + " must start at a multiple of 16 bytes");
-  }
-}
-
-/// `size`: of the dimension that the stride belongs to; a stride that is never taken may be anything.
-void check_stride(int64_t stride, int64_t size, DType dtype, const std::string& name) {
-  if (size > 1 && stride * dtype_bytes(dtype) % kRowAlignment != 0) {
-    throw InvalidArgument(name + " is " + std::to_string(stride) +
-                          " elements; it must be a multiple of 16 bytes");
-  }
-}
-
-void check_cache(const PagedTensor& cache, int64_t num_pages, const AttentionShape& shape,
-                 const std::string& name) {
-  check_address(cache.data, name);
-  check_stride(cache.page_stride, num_pages, shape.dtype, name + " page stride");
-  check_stride(cache.token_stride, shape.page_size, shape.dtype, name + " token stride");
-  check_stride(cache.head_stride, shape.num_kv_heads, shape.dtype, name + " head stride");
-}
-
-void check_rows(const void* address, int64_t token_stride, int64_t head_stride, int32_t total_qo_len,
-                const AttentionShape& shape, const std::string& name) {
-  if (total_qo_len == 0) return;  // an empty tensor may have no address
-  check_address(address, name);
-  check_stride(token_stride, total_qo_len, shape.dtype, name + " token stride");
-  check_stride(head_stride, shape.num_qo_heads, shape.dtype, name + " head stride");
-}
-
-void check_run_args(const RunArgs& args, const AttentionShape& shape, const PlanHeader& plan) {
-  if (args.dtype != shape.dtype) {
-    throw InvalidArgument(std::string("dtype of q, k, v and out is ") + dtype_name(args.dtype) +
-                          "; the plan was made for " + dtype_name(shape.dtype));
-  }
-  if (args.num_pages < 0 || args.num_pages > std::numeric_limits<int32_t>::max()) {
-    throw InvalidArgument("num_pages is " + std::to_string(args.num_pages) + "; it must fit in an int32");
-  }
-  check_rows(args.q, args.q_token_stride, args.q_head_stride, plan.total_qo_len, shape, "q");
-  check_rows(args.out, args.out_token_stride, args.out_head_stride, plan.total_qo_len, shape, "out");
-  if (args.num_pages == 0) return;
-  check_cache(args.k, args.num_pages, shape, "k");
-  check_cache(args.v, args.num_pages, shape, "v");
-}
-
 /// The driver's handle of a device that was found to be usable.
 CUdevice hopper_device(int32_t ordinal) {
   device_info(ordinal);
   CUdevice device = 0;
   driver().device_get(&device, ordinal);
   return device;
+}
+
+bool is_capturing(CUstream stream) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  driver().stream_is_capturing(stream, &status);
+  return status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
 }  // namespace
@@ -96,7 +55,7 @@ struct DeviceAttention::Impl {
   unsigned char* const workspace;
   const CUdevice device;
   const PrimaryContext context;
-  std::optional<PlanRing> ring;
+  std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
   CachedTensorMap k_map{1};
   CachedTensorMap v_map{
@@ -119,7 +78,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
   }
   ContextScope scope(context);
   kernel = load_kernel(embedded, device);
-  ring.emplace(layout.plan_bytes);
+  ring = std::make_unique<PlanRing>(layout.plan_bytes);
 }
 
 DeviceAttention::Impl::~Impl() {
@@ -127,31 +86,33 @@ DeviceAttention::Impl::~Impl() {
     ContextScope scope(context);
     ring.reset();
   } catch (const DeviceError&) {
-    // The driver is gone, as at the end of a process; so is what the ring held.
+    // The driver is gone, as at the end of a process; so is what the ring held, and nothing may be freed.
+    static_cast<void>(ring.release());
   }
 }
 
 KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
-  KernelParams params{.k_map = {},
-                      .v_map = {},
-                      .k = args.k,
-                      .v = args.v,
-                      .q = args.q,
-                      .q_token_stride = args.q_token_stride,
-                      .q_head_stride = args.q_head_stride,
-                      .out = args.out,
-                      .out_token_stride = args.out_token_stride,
-                      .out_head_stride = args.out_head_stride,
-                      .lse = args.lse,
-                      .plan = workspace,
-                      .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
-                      .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
-                      .k_scale_ptr = args.k_scale_ptr,
-                      .v_scale_ptr = args.v_scale_ptr,
-                      .num_pages = static_cast<int32_t>(args.num_pages),
-                      .k_scale = args.k_scale,
-                      .v_scale = args.v_scale,
-                      .reserved = 0};
+  KernelParams params{
+      .k_map = {},
+      .v_map = {},
+      .k = args.k,
+      .v = args.v,
+      .q = args.q,
+      .q_token_stride = args.q_token_stride,
+      .q_head_stride = args.q_head_stride,
+      .out = args.out,
+      .out_token_stride = args.out_token_stride,
+      .out_head_stride = args.out_head_stride,
+      .lse = args.lse,
+      .plan = workspace,
+      .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
+      .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
+      .k_scale_ptr = args.k_scale_ptr,
+      .v_scale_ptr = args.v_scale_ptr,
+      .num_pages = static_cast<int32_t>(args.num_pages),
+      .k_scale = args.k_scale,
+      .v_scale = args.v_scale,
+      .box_shift = std::countr_zero(static_cast<uint32_t>(std::min(shape.page_size, kTileKv)))};
   if (embedded.loader == Loader::kTma && args.num_pages > 0) {
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
@@ -170,13 +131,13 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
   if (!(batch.shape == impl.shape)) throw InvalidArgument("batch.shape must equal the constructor's shape");
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
-  CUstreamCaptureStatus capture = CU_STREAM_CAPTURE_STATUS_NONE;
-  driver().stream_is_capturing(cuda_stream, &capture);
-  if (capture != CU_STREAM_CAPTURE_STATUS_NONE) {
+  if (is_capturing(cuda_stream)) {
     throw InvalidArgument(
         "stream is being captured; plan() must run outside the capture, a replay reads the last plan");
   }
   const PlanHeader* header = plan_batch(batch, impl.limits, impl.ring->acquire());
+  // Until all of the upload has succeeded: should it fail, what the device has is not known.
+  impl.last_plan = nullptr;
   impl.ring->upload(reinterpret_cast<CUdeviceptr>(impl.workspace), header->num_bytes, cuda_stream);
   impl.last_plan = header;
   return header;
@@ -185,8 +146,13 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
 void DeviceAttention::run(const RunArgs& args, void* stream) {
   Impl& impl = *impl_;
   if (impl.last_plan == nullptr) throw InvalidArgument("run() needs a plan; call plan() first");
-  check_run_args(args, impl.shape, *impl.last_plan);
   ContextScope scope(impl.context);
+  auto cuda_stream = static_cast<CUstream>(stream);
+  check_run_args(args, {.shape = impl.shape,
+                        .loader = impl.embedded.loader,
+                        .max_total_qo_len = impl.limits.max_total_qo_len,
+                        .plan = *impl.last_plan,
+                        .is_capturing = is_capturing(cuda_stream)});
   KernelParams params = impl.make_params(args);
   void* kernel_params[] = {&params};
   CUlaunchConfig config{};
@@ -197,7 +163,7 @@ void DeviceAttention::run(const RunArgs& args, void* stream) {
   config.blockDimY = 1;
   config.blockDimZ = 1;
   config.sharedMemBytes = kSharedBytes;
-  config.hStream = static_cast<CUstream>(stream);
+  config.hStream = cuda_stream;
   driver().launch_kernel_ex(&config, impl.kernel, kernel_params, nullptr);
 }
 

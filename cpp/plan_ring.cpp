@@ -1,11 +1,13 @@
 #include "plan_ring.h"
 
+#include "context.h"
 #include "driver.h"
 
 namespace onewave {
 
 PlanRing::PlanRing(size_t buffer_bytes) {
   const Driver& cuda = driver();
+  const RelaxedCaptureScope relaxed;
   try {
     for (Buffer& buffer : buffers_) {
       // Not write-combined: the planner reads what it wrote.
@@ -22,6 +24,7 @@ PlanRing::~PlanRing() { release(); }
 
 void* PlanRing::acquire() {
   Buffer& buffer = buffers_[next_];
+  const RelaxedCaptureScope relaxed;
   // Returns at once where the event was never recorded.
   driver().event_synchronize(buffer.copied);
   return buffer.data;
@@ -38,6 +41,7 @@ void PlanRing::upload(CUdeviceptr destination, size_t num_bytes, CUstream stream
 
 void PlanRing::release() {
   const Driver& cuda = driver();
+  const RelaxedCaptureScope relaxed;
   // Failures are not reported: at exit the driver may be gone, and its memory with it.
   for (Buffer& buffer : buffers_) {
     if (buffer.copied != nullptr) {

@@ -10,7 +10,8 @@
 
 namespace onewave {
 
-/// The context it was made in must be current in every call, the destructor included. One thread at a time.
+/// The context it was made in must be current in every call, the destructor included. One thread at a time;
+/// no call disturbs a capture of another stream.
 ///
 /// A buffer is taken in two steps, acquire() and upload(); without the second nothing has changed, so a plan
 /// that fails half-way leaves both the ring and the buffer of the plan before it as they were.
@@ -28,7 +29,7 @@ class PlanRing {
   void* acquire();
 
   /// Enqueues one copy of the acquired buffer's first `num_bytes` on `stream`. The contents stay as they are
-  /// for kNumBuffers - 1 more uploads.
+  /// for kNumBuffers - 1 more uploads. Where it throws, the copy may have been enqueued all the same.
   void upload(CUdeviceptr destination, size_t num_bytes, CUstream stream);
 
  private:

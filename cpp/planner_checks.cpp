@@ -1,22 +1,13 @@
 /// Everything that can be wrong with limits, a shape or a batch, said before anything is written.
 
-#include <onewave/error.h>
-
 #include <cmath>
 #include <cstdint>
-#include <sstream>
 
+#include "fail.h"
 #include "planner_internal.h"
 
 namespace onewave::planner {
 namespace {
-
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw InvalidArgument(message.str());
-}
 
 void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most) fail(name, " is ", value, ", it must be in ", least, "..", most);
@@ -47,7 +38,7 @@ void check_request(const BatchSpec& batch, const PlanLimits& limits, int32_t i) 
 
 void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
   check_range("max_batch_size", limits.max_batch_size, 1, INT32_MAX - 1);
-  check_range("max_total_qo_len", limits.max_total_qo_len, 1, INT32_MAX);
+  check_range("max_total_qo_len", limits.max_total_qo_len, 1, kMaxTotalQoLen);
   check_range("max_kv_len", limits.max_kv_len, 1, kMaxKvLen);
   check_range("num_ctas", limits.num_ctas, 1, kMaxNumCtas);
   check_range("num_kv_heads", shape.num_kv_heads, 1, kMaxNumHeads);

@@ -20,8 +20,10 @@
 
 namespace onewave::planner {
 
-/// Lengths stay below half of int32, so that a key index plus a tile of keys or queries is one too.
-inline constexpr int32_t kMaxKvLen = 1 << 30;
+/// Below half of int32 by two tiles of keys, so that the end of what a query sees (causal_shift + token + 1,
+/// at most kv_len + qo_len) is an int32, and so is that plus a tile.
+inline constexpr int32_t kMaxKvLen = (1 << 30) - 2 * kTileKv;
+inline constexpr int32_t kMaxTotalQoLen = kMaxKvLen;
 inline constexpr int32_t kMaxNumHeads = 1 << 16;
 inline constexpr int32_t kMaxGroupSize = 64;
 

@@ -108,7 +108,7 @@ class DenseBatch:
     def paged(self, page_size: int, layout: str = "NHD", num_unused_pages: int = 7) -> Paged:
         """Keys and values in shuffled pages. All that belongs to no key is NaN: the tails of last pages and the pages
         of nobody. `layout`: NHD or HND, one tensor; "pair": k and v apart; "strided": k and v apart, as views that
-        step over heads, pages and columns of larger tensors."""
+        step over heads, pages and columns of larger tensors, each by strides of its own."""
         num_pages = [math.ceil(group.kv_len / page_size) for group in self.requests()]
         total_pages = sum(num_pages) + num_unused_pages
         indices = torch.randperm(total_pages, device=self.device, generator=self.generator)[: sum(num_pages)]
@@ -150,8 +150,9 @@ class DenseBatch:
             pair = full(*shape), full(*shape)
             return pair, pair
         assert layout == "strided"
-        shape = (num_pages, 3, page_size, 2 * num_heads, head_dim + 8)
-        pair = full(*shape)[:, 1, :, ::2, :head_dim], full(*shape)[:, 2, :, 1::2, 8:]
+        wide_k = full(num_pages, 3, page_size, 2 * num_heads, head_dim + 8)
+        wide_v = full(num_pages, 2, page_size, 3 * num_heads, head_dim + 16)
+        pair = wide_k[:, 1, :, ::2, :head_dim], wide_v[:, 1, :, 1::3, 16:]
         return pair, pair
 
 

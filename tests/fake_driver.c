@@ -7,8 +7,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, DEINITIALIZED = 4, NO_DEVICE = 100, TIMEOUT = 909 };
+enum { CAPTURE_MODE_RELAXED = 2 };
 enum { ATTRIBUTE_NUM_SMS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
 
 /* The machine. */
@@ -17,8 +19,16 @@ int num_devices = 1;
 int capability = 90;
 int kernel_param_bytes = 448;
 int is_capturing = 0;
+int is_gone = 0; /* it answers as at the end of a process */
+int record_result = SUCCESS;
+int holds_waits = 0; /* an event is reached when this becomes 0, or after some seconds */
 
 /* What was asked of it. */
+int num_unsafe_calls = 0; /* that invalidate a capture of another thread: not in relaxed mode */
+int num_loads = 0;        /* of functions */
+int num_host_buffers = 0; /* that are allocated now */
+int num_events = 0;       /* that exist now */
+int num_timeouts = 0;
 int num_waits = 0; /* on events that were recorded */
 int num_copies = 0;
 uint64_t copied_bytes = 0; /* by the last copy */
@@ -35,6 +45,15 @@ struct map_request {
 } map_request; /* the last */
 
 static int current_context = 0;
+static __thread int capture_mode = 0; /* global */
+
+int thread_capture_mode(void) { return capture_mode; }
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  int previous = capture_mode;
+  capture_mode = *mode;
+  return *mode = previous, SUCCESS;
+}
+static void unsafe_call(void) { num_unsafe_calls += capture_mode != CAPTURE_MODE_RELAXED; }
 
 int cuDriverGetVersion(int* version) { return *version = driver_version, SUCCESS; }
 int cuInit(unsigned flags) { return (void)flags, num_devices > 0 ? SUCCESS : NO_DEVICE; }
@@ -56,18 +75,22 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
   return (void)device, *context = &num_devices, SUCCESS;
 }
 int cuDevicePrimaryCtxRelease(int device) { return (void)device, SUCCESS; }
-int cuCtxGetCurrent(void** context) { return *context = current_context ? &num_devices : 0, SUCCESS; }
+int cuCtxGetCurrent(void** context) {
+  return *context = current_context ? &num_devices : 0, is_gone ? DEINITIALIZED : SUCCESS;
+}
 int cuCtxPushCurrent(void* context) { return (void)context, current_context++, SUCCESS; }
 int cuCtxPopCurrent(void** context) { return *context = &num_devices, current_context--, SUCCESS; }
 
 int cuLibraryLoadData(void** library, const void* code, void* a, void* b, unsigned c, void* d, void* e,
                       unsigned f) {
+  unsafe_call();
   return (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, *library = (void*)code, SUCCESS;
 }
 int cuLibraryGetKernel(void** kernel, void* library, const char* name) {
   return *kernel = library, strcmp(name, "onewave_attention") == 0 ? SUCCESS : INVALID_VALUE;
 }
-int cuKernelGetFunction(void** function, void* kernel) { return *function = kernel, SUCCESS; }
+int cuKernelGetFunction(void** function, void* kernel) { return unsafe_call(), *function = kernel, SUCCESS; }
+int cuFuncLoad(void* function) { return (void)function, unsafe_call(), num_loads++, SUCCESS; }
 int cuKernelGetParamInfo(void* kernel, size_t idx, size_t* offset, size_t* size) {
   return (void)kernel, (void)idx, *offset = 0, *size = kernel_param_bytes, SUCCESS;
 }
@@ -76,9 +99,13 @@ int cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
 }
 
 int cuMemHostAlloc(void** data, size_t size, unsigned flags) {
+  unsafe_call(), num_host_buffers++;
   return (void)flags, *data = aligned_alloc(4096, (size + 4095) / 4096 * 4096), SUCCESS;
 }
-int cuMemFreeHost(void* data) { return free(data), SUCCESS; }
+int cuMemFreeHost(void* data) {
+  unsafe_call(), num_host_buffers--;
+  return free(data), SUCCESS;
+}
 int cuMemcpyHtoDAsync(uint64_t destination, const void* source, size_t size, void* stream) {
   (void)stream;
   memcpy((void*)destination, source, size);
@@ -89,11 +116,20 @@ int cuMemcpyHtoDAsync(uint64_t destination, const void* source, size_t size, voi
 
 /* An event is an int: was it recorded? */
 int cuEventCreate(int** event, unsigned flags) {
-  return (void)flags, *event = calloc(1, sizeof(int)), SUCCESS;
+  return (void)flags, num_events++, *event = calloc(1, sizeof(int)), SUCCESS;
 }
-int cuEventRecord(int* event, void* stream) { return (void)stream, *event = 1, SUCCESS; }
-int cuEventSynchronize(int* event) { return num_waits += *event, SUCCESS; }
-int cuEventDestroy(int* event) { return free(event), SUCCESS; }
+int cuEventRecord(int* event, void* stream) {
+  return (void)stream, *event |= record_result == SUCCESS, record_result;
+}
+int cuEventSynchronize(int* event) {
+  unsafe_call(), num_waits += *event;
+  for (int i = 0; *event && *(volatile int*)&holds_waits; i++) {
+    if (i == 3000) return num_timeouts++, TIMEOUT;
+    usleep(1000);
+  }
+  return SUCCESS;
+}
+int cuEventDestroy(int* event) { return free(event), num_events--, SUCCESS; }
 int cuStreamIsCapturing(void* stream, int* status) { return (void)stream, *status = is_capturing, SUCCESS; }
 
 int cuTensorMapEncodeTiled(void* map, int data_type, unsigned rank, void* address, const uint64_t* dims,

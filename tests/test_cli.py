@@ -37,6 +37,7 @@ def test_demo_checks_itself_without_a_gpu() -> None:
     assert row(done.stdout, "CTAs") == "132"
     assert "on average" in row(done.stdout, "items per CTA")
     assert float(row(done.stdout, "predicted makespan over mean")) >= 1.0
+    assert re.fullmatch(r"\d{1,4}\.\d us|\d+\.\d ms", row(done.stdout, "time"))
 
 
 def test_demo_on_a_gpu_that_is_not_there() -> None:
@@ -56,6 +57,13 @@ def test_info_without_a_gpu() -> None:
 def test_no_command_is_an_error() -> None:
     done = run_cli()
     assert done.returncode == 2 and "usage: python -m onewave" in done.stderr
+
+
+def test_help_and_version() -> None:
+    done = run_cli("--help")
+    assert done.returncode == 0 and all(command in done.stdout for command in ("demo", "info"))
+    done = run_cli("--version")
+    assert (done.returncode, done.stdout) == (0, f"onewave {onewave.__version__}\n")
 
 
 def test_import_needs_no_more_than_torch() -> None:

@@ -50,8 +50,8 @@ def small_attention(**changes: Any) -> onewave.BatchAttention:
 
 
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, one element past a 16-byte boundary."""
-    return torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:].view_as(tensor).copy_(tensor)
+    """The same values of two bytes each, 8 bytes past a 16-byte boundary."""
+    return torch.zeros(tensor.numel() + 4, dtype=tensor.dtype)[4:].view_as(tensor).copy_(tensor)
 
 
 # What is changed in plan(): the argument that the message names, its value, and the rest of the message.
@@ -65,6 +65,7 @@ BAD_PLANS: dict[str, tuple[str, Any, str]] = {
         torch.empty(3, dtype=torch.int32, device="meta"),
         "meta; it must be on cpu",
     ),
+    "page ids elsewhere": ("kv_indices", torch.empty(6, dtype=torch.int32, device="meta"), "must be on cpu"),
     "every second element": ("kv_len_arr", int32(40, 0, 20, 0)[::2], "it must be contiguous"),
     "indptr too short": ("qo_indptr", int32(0, 3), "has 2 elements; it must have 3"),
     "indptr too long": ("kv_indptr", int32(0, 3, 5, 5), "has 4 elements; it must have 3"),
@@ -90,9 +91,13 @@ BAD_PLANS: dict[str, tuple[str, Any, str]] = {
     "sm_scale 0": ("sm_scale", 0.0, "is 0.0; it must be positive and finite"),
     "sm_scale NaN": ("sm_scale", math.nan, "is nan; it must be positive and finite"),
     "sm_scale as text": ("sm_scale", "1", "is '1'; it must be a float"),
+    "sm_scale beyond float32": ("sm_scale", 1e39, "is 1e[+]39; it must be positive and finite in float32"),
+    "sm_scale below float32": ("sm_scale", 1e-50, "is 1e-50; it must be positive"),
     "float64 queries": ("q_data_type", torch.float64, "is torch.float64; it must be one of"),
     "another type of keys": ("kv_data_type", torch.float16, "is torch.float16; it must equal q_data_type"),
+    "queries of a named type": ("q_data_type", "bfloat16", "is 'bfloat16'; it must be one of torch"),
     "soft cap": ("logits_soft_cap", 30.0, "is 30.0; it is not supported in this version"),
+    "soft cap as a tensor": ("logits_soft_cap", torch.zeros(4), "is a Tensor; it is not supported"),
     "profiler": ("use_profiler", True, "is True; it is not supported in this version"),
 }
 ERRORS = (TypeError, ValueError, NotImplementedError)
@@ -135,10 +140,11 @@ BAD_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "columns apart": ("q", lambda q: q.repeat(1, 1, 2)[..., ::2], "the last one must be 1"),
     "odd strides": (
         "q",
-        lambda q: q.repeat(1, 1, 2)[..., :65].contiguous()[..., :64],
+        lambda q: q.repeat(1, 1, 2)[..., :68].contiguous()[..., :64],
         "multiples of 16 bytes",
     ),
     "cache of another type": ("kv_cache", lambda cache: cache.float(), "float32; it must be torch.bfloat16"),
+    "no cache": ("kv_cache", lambda _: None, r"is a NoneType; it must be a torch.Tensor or a \(k, v\) pair"),
     "cache without a pair": ("kv_cache", lambda cache: cache[:, 0], "it must have 5 dimensions"),
     "cache of another page size": (
         "kv_cache",
@@ -156,9 +162,11 @@ BAD_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         lambda lse: lse.half(),
         "has dtype torch.float16; it must be torch.float32",
     ),
+    "lse of too few rows": ("lse", lambda lse: lse[:3], "has 3 rows; it must have the plan's 4"),
     "lse of another shape": ("lse", lambda lse: lse[:, :2], r"it must be \[any, 4\]"),
     "lse by columns": ("lse", lambda lse: lse.T.contiguous().T, "it must be contiguous"),
-    "k_scale as text": ("k_scale", lambda _: "1", "is '1'; it must be a float"),
+    "k_scale as text": ("k_scale", lambda _: "1", "is '1'; it must be a float or a float32 tensor"),
+    "v_scale beyond float32": ("v_scale", lambda _: 1e39, "is 1e[+]39; it must be positive and finite"),
     "k_scale 0": ("k_scale", lambda _: 0.0, "is 0.0; it must be positive and finite"),
     "k_scale for each head": (
         "k_scale",
@@ -194,9 +202,12 @@ def test_run_before_plan() -> None:
     [
         ("kv_layout", "HDN", "is 'HDN'; it must be 'NHD' or 'HND'"),
         ("device", "meta", "is 'meta'; it must be 'cuda'"),
+        ("device", "gpu", "is 'gpu'; it must be 'cuda'"),
+        ("device", None, "is 'None'; it must be 'cuda'"),
         ("split_policy", "fixed", "is 'fixed'; it is not supported in this version"),
         ("max_batch_size", 0, "is 0; it must be from 1"),
         ("max_kv_len", -1, "is -1; it must be from 1"),
+        ("max_kv_len", 2**30 + 1, "it must be from 1 to 1073741824"),
         ("max_total_qo_len", 2**31, "it must be from 1 to 2147483647"),
         ("num_ctas", 1025, "is 1025; it must be from 1 to 1024"),
         ("num_ctas", "all", "is 'all'; it must be an int"),
@@ -236,6 +247,10 @@ def test_workspace_size_refuses() -> None:
         onewave.workspace_size(num_ctas=8, **heads)
     with pytest.raises(ValueError, match="head_dim"):
         onewave.workspace_size(num_ctas=8, **(heads | {"num_kv_heads": 4, "head_dim": 96}))
+    with pytest.raises(TypeError, match="head_dim is '64'; it must be an int"):
+        onewave.workspace_size(num_ctas=8, **(heads | {"head_dim": "64"}))
+    with pytest.raises(ValueError, match="dtype is 'bfloat16'; it must be one of"):
+        onewave.workspace_size(num_ctas=8, **heads, dtype="bfloat16")
 
 
 def has_driver() -> bool:

@@ -3,6 +3,9 @@
 import math
 import os
 import secrets
+import threading
+import time
+from dataclasses import replace
 
 import onewave
 import pytest
@@ -12,9 +15,11 @@ from gpu_checks import NUM_EXTRA_ROWS, UNTOUCHED, Outputs, make_attention, plan,
 from onewave.plan_format import Plan
 from reference import check_against, reference
 
-# Few CTAs and long requests make splits; short and empty ones are every corner of the masks.
-NUM_CTAS = 7
+# The long requests are split, there being more CTAs than units; short and empty ones are every corner of the masks.
+NUM_CTAS = 132
 MIXED = [
+    Lens(4000, 1),
+    Lens(2000, 70),
     Lens(700, 1, 3),
     Lens(300, 3, 2),
     Lens(260, 70),
@@ -56,7 +61,13 @@ def run_and_check(batch: DenseBatch, page_size: int, causal: bool, layout: str =
     attention = make_attention(batch, "HND" if layout == "HND" else "NHD", NUM_CTAS)
     paged = batch.paged(page_size, layout)
     plan(attention, batch, paged, page_size, causal)
+    if batch.lens is MIXED:
+        assert num_split_tiles(attention) > 0, "the merge would go untested"
     check_outputs(run_planned(attention, batch, paged), batch, causal)
+
+
+def num_split_tiles(attention: onewave.BatchAttention) -> int:
+    return len(Plan(attention.plan_bytes()).split_tiles)
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16, 64])
@@ -98,11 +109,29 @@ def test_any_number_of_ctas(num_ctas: int, seed: int) -> None:
     check_outputs(run_planned(attention, batch, paged), batch, True)
 
 
+def test_strided_queries_and_outputs(seed: int) -> None:
+    """Queries as the first heads of a fused projection, outputs as every other head of a wider tensor."""
+    batch = DenseBatch(MIXED, Heads(2, 4, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch, num_ctas=NUM_CTAS), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    outputs = Outputs(batch)
+    num_rows, num_heads, head_dim = outputs.q.shape
+    fused = torch.full((num_rows, 3 * num_heads, head_dim), math.nan)
+    fused[:, :num_heads] = outputs.q
+    wide = torch.full((num_rows, 2 * num_heads, head_dim + 4), UNTOUCHED)
+    outputs.q, outputs.out = fused[:, :num_heads], wide[:, ::2, 4:]
+    outputs.poison()
+    attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
+    check_outputs(outputs, batch, True)
+    assert bool((wide[:, 1::2] == UNTOUCHED).all() and (wide[..., :4] == UNTOUCHED).all())
+
+
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_scales(kind: type, seed: int) -> None:
     batch = DenseBatch(MIXED, Heads(2, 4, 64), torch.float32, seed, "cpu")
     attention, paged = make_attention(batch, num_ctas=NUM_CTAS), batch.paged(16)
     plan(attention, batch, paged, 16, True)
+    assert num_split_tiles(attention) > 0, "v_scale of partials would go untested"
     outputs = run_planned(attention, batch, paged, k_scale=kind(0.25), v_scale=kind(1.75))
     check_outputs(outputs, batch, True, k_scale=0.25, v_scale=1.75)
 
@@ -137,7 +166,7 @@ def planned(seed: int) -> tuple[onewave.BatchAttention, DenseBatch, Paged]:
     batch = DenseBatch(
         [Lens(5000, 1), Lens(2000, 100), Lens(300, 2, 4)], Heads(2, 4, 64), torch.float32, seed, "cpu"
     )
-    attention, paged = make_attention(batch, num_ctas=NUM_CTAS), batch.paged(16)
+    attention, paged = make_attention(batch, num_ctas=7), batch.paged(16)
     plan(attention, batch, paged, 16, True)
     return attention, batch, paged
 
@@ -149,7 +178,7 @@ def test_each_item_is_the_only_source_of_its_output(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     check_outputs(run_with(attention, whole, batch, paged), batch, True)
-    for cta in range(NUM_CTAS):
+    for cta in range(len(Plan(whole).ctas)):
         shortened = Plan(whole)
         record = shortened.ctas[cta]
         assert record["end"] > record["narrow_begin"], "the planner leaves no CTA without work here"
@@ -169,6 +198,77 @@ def test_each_merge_record_is_needed(planned: tuple[onewave.BatchAttention, Dens
     first_token = tile["q_token_begin"] + tile["row_begin"] // batch.heads.group_size
     first_head = tile["kv_head_begin"] * batch.heads.group_size + tile["row_begin"] % batch.heads.group_size
     assert bool(out[first_token, first_head].isnan().all()), "merged without a record"
+
+
+def test_bytes_that_are_no_plan_are_refused(
+    planned: tuple[onewave.BatchAttention, DenseBatch, Paged],
+) -> None:
+    attention, batch, paged = planned
+    whole = attention.plan_bytes()
+    no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
+    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 1")):
+        altered = Plan(whole)
+        altered.header[field] = 7
+        no_plans.append((altered.to_bytes(), message))
+    for no_plan, message in no_plans:
+        with pytest.raises(ValueError, match=message):
+            run_with(attention, no_plan, batch, paged)
+
+
+def test_other_threads_run_meanwhile(seed: int) -> None:
+    batch = DenseBatch([Lens(2000, 2000)], Heads(1, 8, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch), batch.paged(16)
+    plan(attention, batch, paged, 16, False)
+    worker = threading.Thread(target=attention.run, args=(batch.q, paged.kv_cache))
+    worker.start()
+    num_turns = 0
+    while worker.is_alive():
+        time.sleep(1e-3)
+        num_turns += 1
+    assert num_turns > 5
+
+
+def test_a_merge_record_may_have_several_kv_heads(seed: int) -> None:
+    """As the format allows: the plan of one kv head, its records widened to three."""
+    num_kv_heads = 3
+    wide = DenseBatch(
+        [Lens(5000, 1), Lens(2000, 100)], Heads(num_kv_heads, 4, 64), torch.float32, seed, "cpu"
+    )
+    narrow = DenseBatch(wide.lens, Heads(1, 4, 64), torch.float32, seed, "cpu")
+    paged = wide.paged(16)
+    # It owns the page ids that the widened plan points to.
+    source = make_attention(narrow, num_ctas=NUM_CTAS)
+    plan(source, narrow, paged, 16, True)
+    widened = Plan(source.plan_bytes())
+    assert len(widened.split_tiles) > 1
+    widened.items["kv_head_end"] = widened.split_tiles["kv_head_end"] = num_kv_heads
+    widened.split_tiles["partial_row_begin"] *= num_kv_heads
+    widened.split_tiles["counter_begin"] *= num_kv_heads
+    for field in ("num_qo_heads", "num_kv_heads", "num_partial_rows", "num_counters"):
+        widened.header[field] *= num_kv_heads
+    attention = make_attention(wide, num_ctas=NUM_CTAS)
+    plan(attention, wide, paged, 16, True)
+    check_outputs(run_with(attention, widened.to_bytes(), wide, paged), wide, True)
+
+
+def test_pages_may_begin_late_in_the_table(seed: int) -> None:
+    """kv_indptr[0] need not be 0: an engine's table may have other requests' pages before."""
+    batch = DenseBatch([Lens(300, 2), Lens(40, 1)], Heads(1, 2, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch), batch.paged(16)
+    others = torch.zeros(5, dtype=torch.int32)
+    kv_indices = torch.cat([others, paged.kv_indices])
+    shifted = replace(paged, kv_indptr=paged.kv_indptr + len(others), kv_indices=kv_indices)
+    plan(attention, batch, shifted, 16, True)
+    check_outputs(run_planned(attention, batch, shifted), batch, True)
+
+
+def test_page_ids_on_the_host_are_copied(seed: int) -> None:
+    """They were checked in plan(): what the caller makes of them later is not read."""
+    batch = DenseBatch([Lens(300, 20)], Heads(1, 2, 64), torch.float32, seed, "cpu")
+    attention, paged = make_attention(batch), batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    paged.kv_indices.fill_(-1)
+    check_outputs(run_planned(attention, batch, paged), batch, True)
 
 
 def run_with(

@@ -7,6 +7,8 @@ import re
 import shutil
 import struct
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -38,6 +40,20 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source, "-ldl"]
     subprocess.run(command, check=True)
     return library
+
+
+@pytest.fixture
+def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that start from now on count the calls of C++'s operator new."""
+    compiler, library = shutil.which("cc"), tmp_path / "count_news.so"
+    if compiler is None:
+        pytest.skip("no C compiler for the counting operator new")
+    source = (
+        "#include <stdlib.h>\nint num_news; void* _Znwm(size_t size) { return num_news++, malloc(size); }"
+    )
+    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
 
 
 @pytest.fixture
@@ -76,8 +92,8 @@ class MapRequest(ctypes.Structure):
 class Step:
     """One decode of KV_LEN keys, in host memory that plays the device's."""
 
-    def __init__(self, page_size: int = PAGE_SIZE) -> None:
-        self.limits = _core.PlanLimits(4, 64, 1024, NUM_CTAS)
+    def __init__(self, page_size: int = PAGE_SIZE, max_total_qo_len: int = 64) -> None:
+        self.limits = _core.PlanLimits(4, max_total_qo_len, 1024, NUM_CTAS)
         self.shape = _core.AttentionShape(
             NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, page_size, _core.DType.BFLOAT16
         )
@@ -93,8 +109,17 @@ class Step:
         qo_indptr, kv_indptr, kv_len_arr = (array.ctypes.data for array in self.arrays)
         return True, 0.1, 1, qo_indptr, kv_indptr, kv_len_arr, 0xBEEF0
 
-    def plan(self) -> None:
+    def plan(self, qo_len: int = 1, kv_len: int = KV_LEN) -> None:
+        qo_indptr, _, kv_len_arr = self.arrays
+        qo_indptr[1], kv_len_arr[0] = qo_len, kv_len
         self.attention.plan(*self.spec, 0)
+
+    def run(self, **changes: float | _core.DType) -> None:
+        self.attention.run(self.run_args(**changes), 0)
+
+    def refuses(self, message: str, **changes: float | _core.DType) -> None:
+        with pytest.raises(ValueError, match=message):
+            self.run(**changes)
 
     def run_args(self, **changes: float | _core.DType) -> _core.RunArgs:
         row = NUM_KV_HEADS * HEAD_DIM
@@ -181,15 +206,75 @@ def check_failed_plan_changes_nothing(path: Path) -> None:
     step = Step()
     step.plan()
     plan = step.attention.plan_bytes()
-    step.arrays[2][0] = -1
     for _ in range(5):  # once round the ring, were the buffers taken
         with pytest.raises(ValueError, match="kv_len"):
-            step.plan()
+            step.plan(kv_len=-1)
     assert step.attention.plan_bytes() == plan
     assert (fake.get("num_copies"), fake.get("num_waits")) == (1, 0)
-    step.arrays[2][0] = KV_LEN
     step.plan()
     assert step.attention.plan_bytes() == plan
+
+
+def check_failed_upload_leaves_no_plan(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    fake.set("record_result", 1)
+    with pytest.raises(_core.DeviceError, match="cuEventRecord"):
+        step.plan(kv_len=KV_LEN - 1)
+    assert fake.get("num_copies") == 2  # the device has the new plan, or will
+    step.refuses(re.escape("run() needs a plan"))
+    with pytest.raises(ValueError, match="no plan"):
+        step.attention.plan_bytes()
+    fake.set("record_result", 0)
+    step.plan()
+    step.run()
+    assert fake.get("num_launches") == 1
+
+
+def check_captures_of_others_are_left_alone(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    for _ in range(5):
+        step.plan()
+    assert (fake.get("num_host_buffers"), fake.get("num_waits")) == (4, 1)
+    del step
+    assert fake.get("num_host_buffers") == 0
+    assert fake.get("num_unsafe_calls") == 0
+    assert fake.library.thread_capture_mode() == 0  # as it was
+
+
+def check_code_is_loaded_before_any_launch(path: Path) -> None:
+    fake = FakeDriver(path)
+    Step()
+    assert fake.get("num_loads") == 1
+
+
+def check_waiting_destructor_lets_threads_go_on(path: Path) -> None:
+    fake = FakeDriver(path, holds_waits=1)
+    step = Step()
+    step.plan()
+
+    def finish_the_copy() -> None:
+        while fake.get("num_waits") == 0:
+            time.sleep(0.001)
+        fake.set("holds_waits", 0)
+
+    other = threading.Thread(target=finish_the_copy)
+    other.start()
+    del step
+    fake.set("num_waits", 1)  # ends the thread in any case
+    other.join()
+    assert (fake.get("num_timeouts"), fake.get("num_host_buffers")) == (0, 0)
+
+
+def check_nothing_is_freed_when_the_driver_is_gone(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    fake.set("is_gone", 1)
+    del step
+    assert (fake.get("num_host_buffers"), fake.get("num_events"), fake.get("num_waits")) == (4, 4, 0)
 
 
 def check_capturing_stream(path: Path) -> None:
@@ -258,11 +343,99 @@ def check_gathered_pages_need_no_map(path: Path) -> None:
     assert (fake.get("num_maps"), fake.get("num_launches")) == (0, 1)
 
 
+def check_run_allocates_nothing(path: Path) -> None:
+    fake = FakeDriver(path)
+    news = ctypes.c_int.in_dll(ctypes.CDLL(None), "num_news")
+    step = Step()
+    assert news.value > 0
+    for page_size in (PAGE_SIZE, 12):
+        step = Step(page_size)
+        step.plan()
+        args = step.run_args()
+        before = news.value
+        step.attention.run(args, 0)
+        assert news.value == before
+    assert fake.get("num_launches") == 2
+
+
+def check_capture_bakes_arguments_for_later_plans(path: Path) -> None:
+    """A plan of no query tokens reads neither q nor the cache; a replay after a later plan does."""
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan(qo_len=0)
+    nothing = {"q": 0, "out": 0, "num_pages": 0}
+    step.run(**nothing)
+    fake.set("is_capturing", 1)
+    step.refuses("q is null", q=0)
+    step.refuses("out must start at a multiple of 16 bytes", out=0x1008)
+    step.refuses("num_pages is 0; it must be positive in a capture", num_pages=0)
+    step.refuses("k is null", k=0)
+    assert fake.get("num_launches") == 1
+
+
+def check_strides_of_later_plans(path: Path) -> None:
+    """A plan of one token takes no token stride of q and out, but one of more tokens may follow."""
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    step.refuses("q token stride is 100 elements", q_token_stride=100)
+    step.refuses("out token stride is 100 elements", out_token_stride=100)
+    step = Step(max_total_qo_len=1)
+    step.plan()
+    step.run(q_token_stride=100, out_token_stride=100)
+    assert fake.get("num_launches") == 1
+
+
+def check_a_cache_without_pages(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan(kv_len=0)
+    step.run(num_pages=0, k=0, v=0)
+    assert (fake.get("num_launches"), fake.get("num_maps")) == (1, 0)
+    step.plan()
+    step.refuses("num_pages is 0; it must be positive, the plan has keys", num_pages=0, k=0, v=0)
+    assert fake.get("num_launches") == 1
+
+
+def check_cache_strides(path: Path) -> None:
+    fake = FakeDriver(path)
+    limit = 1 << 39  # elements: 2^40 bytes
+    for page_size in (PAGE_SIZE, 12):
+        step = Step(page_size)
+        step.plan()
+        for name, dimension in (("k", "page"), ("v", "token"), ("v", "head")):
+            for stride in (-HEAD_DIM, limit, -(1 << 63)):
+                message = f"{name} {dimension} stride is {stride} elements; .*negative.*below 2.40 bytes"
+                step.refuses(message, **{f"{name}_{dimension}_stride": stride})
+        step.run(k_page_stride=limit - 8)
+        step.run(num_pages=1, k_page_stride=-1)  # never taken
+    assert fake.get("num_launches") == 4
+
+
+def check_expanded_caches(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    step.refuses("k head stride is 0; .* pages of 16 tokens, which TMA loads", k_head_stride=0)
+    step.refuses("v page stride is 0; .* has to be copied", v_page_stride=0)
+    step = Step(page_size=12)
+    step.plan()
+    step.run(k_head_stride=0, v_page_stride=0)
+    assert fake.get("num_launches") == 1
+
+
 def check_bad_run_arguments(path: Path) -> None:
     fake = FakeDriver(path)
     step = Step()
     step.plan()
+    nan, inf = float("nan"), float("inf")
     for changes, message in (
+        ({"k_scale": 0.0}, "k_scale is 0; it must be positive and finite"),
+        ({"k_scale": -1.0}, "k_scale is -1; it must be positive and finite"),
+        ({"k_scale": nan}, "k_scale is nan; it must be positive and finite"),
+        ({"k_scale": inf}, "k_scale is inf; it must be positive and finite"),
+        ({"v_scale": nan}, "v_scale is nan; it must be finite"),
+        ({"v_scale": -inf}, "v_scale is -inf; it must be finite"),
         ({"dtype": _core.DType.FLOAT16}, "is float16; the plan was made for bfloat16"),
         ({"q": 0x1008}, "q must start at a multiple of 16 bytes"),
         ({"out": 0}, "out is null"),
@@ -270,9 +443,9 @@ def check_bad_run_arguments(path: Path) -> None:
         ({"v_token_stride": 100}, "v token stride is 100 elements"),
         ({"q_head_stride": 129}, "q head stride is 129 elements"),
         ({"num_pages": 1 << 31}, "num_pages is 2147483648"),
+        ({"num_pages": -1}, "num_pages is -1"),
     ):
-        with pytest.raises(ValueError, match=message):
-            step.attention.run(step.run_args(**changes), 0)
+        step.refuses(message, **changes)
     assert fake.get("num_launches") == 0
 
 
@@ -302,11 +475,21 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_plan_is_one_copy_of_the_bytes_in_use,
         check_plan_waits_only_when_all_buffers_are_taken,
         check_failed_plan_changes_nothing,
+        check_failed_upload_leaves_no_plan,
+        check_captures_of_others_are_left_alone,
+        check_code_is_loaded_before_any_launch,
+        check_waiting_destructor_lets_threads_go_on,
+        check_nothing_is_freed_when_the_driver_is_gone,
         check_capturing_stream,
         check_run_before_plan,
         check_run_is_one_launch,
         check_tensor_maps,
         check_gathered_pages_need_no_map,
+        check_capture_bakes_arguments_for_later_plans,
+        check_strides_of_later_plans,
+        check_a_cache_without_pages,
+        check_cache_strides,
+        check_expanded_caches,
         check_bad_run_arguments,
         check_bad_construction,
         check_kernel_of_another_build,
@@ -314,3 +497,8 @@ def check_kernel_of_another_build(path: Path) -> None:
 )
 def test_launcher(fake_driver: Path, elsewhere: ProcessPoolExecutor, check: Check) -> None:
     elsewhere.submit(check, fake_driver).result()
+
+
+@pytest.mark.usefixtures("counted_news")
+def test_run_allocates_nothing(fake_driver: Path, elsewhere: ProcessPoolExecutor) -> None:
+    elsewhere.submit(check_run_allocates_nothing, fake_driver).result()

@@ -75,6 +75,27 @@ def test_invariants_of_a_long_prefill() -> None:
     check_plan(batch, batch.plan())
 
 
+@pytest.mark.parametrize(
+    ("requests", "num_kv_heads"),
+    [([(60000, 1)] * 5, 7), ([(60000, 32)] * 5, 1), ([(20000, 128)] * 5, 1)],
+    ids=["narrow items", "narrow rows", "wide rows"],
+)
+def test_the_workspace_holds_a_cut_at_every_boundary(
+    requests: list[tuple[int, int]], num_kv_heads: int
+) -> None:
+    """One request fewer than CTAs: each boundary cuts one of them, which is what the size query has to foresee."""
+    batch = Batch(
+        requests,
+        num_qo_heads=num_kv_heads,
+        num_kv_heads=num_kv_heads,
+        causal=False,
+        num_ctas=len(requests) + 1,
+    )
+    plan = batch.plan()
+    assert len(plan.split_tiles) == len(requests)
+    check_plan(batch, plan)
+
+
 def streamed_keys(plan: Plan) -> np.ndarray:
     """Of each CTA: keys times kv heads, which is what a memory-bound batch pays for."""
     items = plan.items
@@ -187,8 +208,10 @@ def test_bad_batches_are_named(arguments: tuple, message: str) -> None:
         ((1, 1, 1, 1), (8, 0, 128, 16), "num_kv_heads is 0"),
         ((1, 1, 1, 1), (8, 8, 96, 16), "head_dim is 96, it must be 64 or 128"),
         ((1, 1, 1, 1), (8, 8, 128, 0), "page_size is 0"),
-        ((1, 2**31 - 1, 1, 1), (64, 1, 128, 16), "max_total_qo_len is 2147483647, it must be at most"),
-        ((1, 2**31 - 300, 1, 1), (64, 64, 128, 16), "make a plan of up to"),
+        ((1, 2**30 - 255, 1, 1), (8, 8, 128, 16), r"max_total_qo_len is 1073741569, .* in 1\.\.1073741568"),
+        ((1, 1, 2**30 - 255, 1), (8, 8, 128, 16), r"max_kv_len is 1073741569, .* in 1\.\.1073741568"),
+        ((1, 2**30 - 256, 1, 1), (64, 1, 128, 16), "max_total_qo_len is 1073741568, it must be at most"),
+        ((1, 2**30 - 256, 1, 1), (64, 64, 128, 16), "make a plan of up to"),
     ],
 )
 def test_bad_limits_and_shapes_are_named(limits: tuple, shape: tuple, message: str) -> None:

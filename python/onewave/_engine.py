@@ -30,10 +30,12 @@ class CpuEngine:
         self._kv_indices: torch.Tensor | None = None  # the plan holds its address
 
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+        # A copy: the caller's page ids are checked now, and may be overwritten before the last run.
+        kv_indices = batch.kv_indices.clone()
         self._plan = _core.plan_batch(
-            self._limits, self._shape, causal, sm_scale, *batch.addresses(batch.kv_indices)
+            self._limits, self._shape, causal, sm_scale, *batch.addresses(kv_indices)
         )
-        self._kv_indices = batch.kv_indices
+        self._kv_indices = kv_indices
 
     def run(self, args: _core.RunArgs) -> None:
         _core.execute_plan(self._plan, args, 0)
@@ -60,9 +62,11 @@ class DeviceEngine:
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
         kv_indices = batch.kv_indices
         if kv_indices.device != self._device:
-            # Memory of its own for each plan, so that one that fails leaves the last one's page ids; torch gives
-            # neither part out again before the stream is done with it.
-            kv_indices = kv_indices.pin_memory().to(self._device, non_blocking=True)
+            # Memory of its own for each plan, so that one that fails leaves the last one's page ids, and on the host
+            # too, where a caller's pinned memory could change before the copy is done. torch gives neither part out
+            # again before the stream is done with it.
+            staged = torch.empty_like(kv_indices, pin_memory=True).copy_(kv_indices)
+            kv_indices = staged.to(self._device, non_blocking=True)
         stream = torch.cuda.current_stream(self._device).cuda_stream
         self._attention.plan(causal, sm_scale, *batch.addresses(kv_indices), stream)
         self._kv_indices = kv_indices

@@ -1,14 +1,20 @@
 """The tensors of a run: checked against the plan, and as the addresses and strides that the extension takes."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from onewave import _core
-from onewave._validate import MAX_INT32, check_int, check_rows_aligned, check_shape, check_tensor
-from onewave.workspace import CORE_DTYPES
+from onewave._validate import (
+    MAX_INT32,
+    check_int,
+    check_positive_float,
+    check_rows_aligned,
+    check_shape,
+    check_tensor,
+)
+from onewave.workspace import CORE_DTYPES, check_dtype
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,13 @@ def make_shape(
     kv_data_type: torch.dtype,
 ) -> Shape:
     """Checks the arguments of plan() that say what a plan is for; whether heads divide is the planner's to check."""
-    for name, value in (("num_qo_heads", num_qo_heads), ("num_kv_heads", num_kv_heads)):
-        check_int(name, value, 1)
-    check_int("head_dim_qk", head_dim_qk, 1)
-    check_int("page_size", page_size, 1)
+    num_qo_heads = check_int("num_qo_heads", num_qo_heads, 1)
+    num_kv_heads = check_int("num_kv_heads", num_kv_heads, 1)
+    head_dim_qk = check_int("head_dim_qk", head_dim_qk, 1)
+    page_size = check_int("page_size", page_size, 1)
     if head_dim_vo != head_dim_qk:
         raise ValueError(f"head_dim_vo is {head_dim_vo!r}; it must equal head_dim_qk, which is {head_dim_qk}")
-    if q_data_type not in CORE_DTYPES:
-        wanted = ", ".join(str(dtype) for dtype in CORE_DTYPES)
-        raise ValueError(f"q_data_type is {q_data_type!r}; it must be one of {wanted}")
+    check_dtype("q_data_type", q_data_type)
     if q_data_type == torch.float32 and device.type != "cpu":
         raise ValueError("q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
     if kv_data_type != q_data_type:
@@ -112,6 +116,10 @@ class TensorChecker:
             if len(kv_cache) != 2:
                 raise ValueError(f"kv_cache has {len(kv_cache)} tensors; it must be one or a (k, v) pair")
             return self._check_pair(kv_cache[0], kv_cache[1])
+        if not isinstance(kv_cache, torch.Tensor):
+            raise TypeError(
+                f"kv_cache is a {type(kv_cache).__name__}; it must be a torch.Tensor or a (k, v) pair"
+            )
         self._check_cache_tensor("kv_cache", kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
         page_stride, v_offset, *row_strides = kv_cache.stride()
         strides = (page_stride, *row_strides)
@@ -130,11 +138,7 @@ class TensorChecker:
                 raise ValueError(f"{name} has shape {tuple(scale.shape)}; it must have one element")
             check_tensor(name, scale, dtype=torch.float32, devices=self._devices, num_dims=scale.dim())
             return 1.0, scale.data_ptr()
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-            raise TypeError(f"{name} is {scale!r}; it must be a float or a float32 tensor of one element")
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"{name} is {scale}; it must be positive and finite")
-        return float(scale), 0
+        return check_positive_float(name, scale, " or a float32 tensor of one element"), 0
 
     def _check_num_rows(self, name: str, tensor: torch.Tensor, num_rows: int) -> None:
         if tensor.shape[0] < num_rows:

@@ -1,8 +1,10 @@
 """Checks of arguments. Each error names the argument, what it was and what it must be: TypeError for something of
 another kind, ValueError for a tensor or number that does not fit."""
 
+import ctypes
 import math
 import operator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -28,19 +30,28 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
-def check_positive_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}; it must be a float")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}; it must be positive and finite")
-    return float(value)
+def check_positive_float(name: str, value: Any, others: str = "") -> float:
+    """A number of any type that is positive and finite as the float32 it is computed in. `others`: what else the
+    argument may be, for the message."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {describe(value)}; it must be a float{others}")
+    number = float(value)
+    in_float32 = ctypes.c_float(number).value
+    if not (math.isfinite(in_float32) and in_float32 > 0):
+        raise ValueError(f"{name} is {number}; it must be positive and finite in float32")
+    return number
+
+
+def describe(value: Any) -> str:
+    """A value for a message: itself, but only the type of a tensor, whose values a message has no room for."""
+    return f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def check_unsupported(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
     """For the arguments of FlashInfer's BatchAttention that have no meaning here yet."""
-    if not any(value is allowed or value == allowed for allowed in neutral):
+    if isinstance(value, torch.Tensor) or value not in neutral:
         raise NotImplementedError(
-            f"{name} is {value!r}; it is not supported in this version and must be {neutral[0]!r}"
+            f"{name} is {describe(value)}; it is not supported in this version and must be {neutral[0]!r}"
         )
 
 

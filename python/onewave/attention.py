@@ -93,7 +93,7 @@ class BatchAttention:
 
         qo_indptr, kv_indptr: int32 [batch_size + 1], where the query tokens and the pages of each request begin.
         kv_indices: int32 [kv_indptr[batch_size]] or more, page ids. On the GPU it is used in place until the next
-            plan() and its values are not checked.
+            plan() and its values are not checked; on the host it is checked and copied.
         kv_len_arr: int32 [batch_size], keys of each request in tokens; 0 is legal, and so is a qo_len of 0.
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.

@@ -5,8 +5,9 @@ import torch
 from onewave import _core
 from onewave._validate import check_int
 
-# Bounds of PlanLimits.num_ctas: kMaxNumCtas of plan_format.h.
+# The planner's bounds of PlanLimits: kMaxNumCtas of plan_format.h, and kMaxKvLen.
 MAX_NUM_CTAS = 1024
+MAX_KV_LEN = 1 << 30
 # CTAs of a plan that is made without a GPU: the SMs of an H100 or H200.
 DEFAULT_NUM_CTAS = 132
 # What torch gives, and more than any part of the workspace asks for.
@@ -21,11 +22,15 @@ CORE_DTYPES = {
 
 def resolve_device(device: torch.device | str) -> torch.device:
     """The device with its index. DeviceError where it cannot run the kernel, ValueError for other kinds."""
-    resolved = torch.device(device)
+    wanted = f"device is {str(device)!r}; it must be 'cuda', 'cuda:<index>' or 'cpu'"
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(wanted) from error
     if resolved.type == "cpu":
         return torch.device("cpu")
     if resolved.type != "cuda":
-        raise ValueError(f"device is {str(device)!r}; it must be 'cuda', 'cuda:<index>' or 'cpu'")
+        raise ValueError(wanted)
     if resolved.index is None:
         resolved = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
     _core.device_info(resolved.index)
@@ -35,6 +40,11 @@ def resolve_device(device: torch.device | str) -> torch.device:
             f"built for CUDA {torch.version.cuda}; install a torch built for CUDA 13"
         )
     return resolved
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype) or dtype not in CORE_DTYPES:
+        raise ValueError(f"{name} is {dtype!r}; it must be one of {', '.join(map(str, CORE_DTYPES))}")
 
 
 def make_limits(
@@ -48,7 +58,7 @@ def make_limits(
     return _core.PlanLimits(
         check_int("max_batch_size", max_batch_size, 1),
         check_int("max_total_qo_len", max_total_qo_len, 1),
-        check_int("max_kv_len", max_kv_len, 1),
+        check_int("max_kv_len", max_kv_len, 1, MAX_KV_LEN),
         wanted if num_ctas is None else check_int("num_ctas", num_ctas, 1, available),
     )
 
@@ -73,9 +83,14 @@ def workspace_size(
     """
     where = resolve_device(device) if num_ctas is None else torch.device("cpu")
     limits = make_limits(where, max_batch_size, max_total_qo_len, max_kv_len, num_ctas)
-    if dtype not in CORE_DTYPES:
-        raise ValueError(f"dtype is {dtype}; it must be one of {', '.join(map(str, CORE_DTYPES))}")
-    shape = _core.AttentionShape(num_qo_heads, num_kv_heads, head_dim, page_size, CORE_DTYPES[dtype])
+    check_dtype("dtype", dtype)
+    shape = _core.AttentionShape(
+        check_int("num_qo_heads", num_qo_heads, 1),
+        check_int("num_kv_heads", num_kv_heads, 1),
+        check_int("head_dim", head_dim, 1),
+        check_int("page_size", page_size, 1),
+        CORE_DTYPES[dtype],
+    )
     return _core.workspace_layout(limits, shape).total_bytes
 
 

@@ -39,8 +39,8 @@ std::vector<KernelInfo> list_kernels();
 
 /// Plans and launches on one device. One thread at a time; a stream is a CUstream.
 ///
-/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it); it is
-/// to be called outside stream capture.
+/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it). The
+/// destructor waits for uploads in flight. Neither they nor plan() disturb a capture of another stream.
 class DeviceAttention {
  public:
   /// `workspace`: device memory of workspace_layout(limits, shape).total_bytes, 128-byte aligned, owned by
@@ -50,13 +50,19 @@ class DeviceAttention {
 
   /// Plans into a pinned buffer and enqueues one copy on `stream`; waits only when all of the ring's buffers
   /// are in flight. batch.kv_indices is a device address, used in place until the next plan. `batch.shape`
-  /// must equal the constructor's.
+  /// must equal the constructor's. Where it throws InvalidArgument, the last plan stays; where the upload
+  /// itself fails, what the device has is not known, and there is no plan until one succeeds.
   const PlanHeader* plan(const BatchSpec& batch, void* stream);
 
-  /// The last plan, in the pinned buffer it was written to: valid until the next plan. Null before the first.
+  /// The last plan, in the pinned buffer it was written to: valid until the next plan. Null before the first,
+  /// and after an upload that failed.
   const PlanHeader* last_plan() const;
 
-  /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture.
+  /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the
+  /// arguments in: they are then checked for every later plan within the limits, also where the last one
+  /// reads none of them. Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of k and
+  /// v are not negative and below 2^40 bytes, and for Loader::kTma not 0. A stride of a dimension of size 1
+  /// is never taken and may be anything; q and out have max_total_qo_len tokens in this respect.
   void run(const RunArgs& args, void* stream);
 
  private:

@@ -1,10 +1,12 @@
-"""The command line: `python -m onewave demo` and `python -m onewave info`."""
+"""The command line: `python -m onewave` with demo, info or bench."""
 
 import argparse
 from collections.abc import Sequence
 
+import onewave
 from onewave._cli.demo import run_demo
 from onewave._cli.info import show_info
+from onewave.bench.command import add_arguments, run_bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m onewave", description="Attention of one LLM serving step."
     )
+    parser.add_argument("--version", action="version", version=f"onewave {onewave.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="run a serving step and check it against a plain computation")
     demo.add_argument(
@@ -19,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
     commands.add_parser("info", help="print versions, driver, device and the kernels inside")
+    add_arguments(
+        commands.add_parser("bench", help="measure named workloads, beside other attention kernels")
+    )
     options = parser.parse_args(arguments)
     if options.command == "info":
         return show_info()
+    if options.command == "bench":
+        return run_bench(options)
     return run_demo(options.device, options.seed)

@@ -134,7 +134,7 @@ def _plan_table(plan: bytes, plan_us: float) -> Table:
     table.add_row("predicted makespan", f"{makespan_us:.1f} us")
     table.add_row("predicted makespan over mean", f"{makespan_us / mean_us:.3f}")
     table.add_row("bytes", f"{header['num_bytes']}")
-    table.add_row("time of plan()", f"{plan_us:.0f} us")
+    table.add_row("time of plan()", _duration(plan_us))
     return table
 
 
@@ -146,9 +146,13 @@ def _result_table(step: Step, device: str, relative_error: float, lse_error: flo
         "relative error of out", f"{relative_error:.5f} against {against}, at most {MAX_RELATIVE_ERROR}"
     )
     table.add_row("largest error of lse", f"{lse_error:.1e}, at most {MAX_LSE_ERROR}")
-    table.add_row("time", f"{run_us:.1f} us")
+    table.add_row("time", _duration(run_us))
     if device == "cuda":
         table.add_row("memory", f"{step.num_bytes / run_us * 1e-3:.0f} GB/s")
         table.add_row("arithmetic", f"{step.num_flop / run_us * 1e-6:.0f} TFLOP/s")
         table.add_row("share of the floor", f"{step.floor_us / run_us:.2f} of {step.floor_us:.0f} us")
     return table
+
+
+def _duration(us: float) -> str:
+    return f"{us:.1f} us" if us < 10_000 else f"{us * 1e-3:.1f} ms"

@@ -1,0 +1,104 @@
+#include "run_checks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "fail.h"
+#include "kernels.h"
+
+namespace onewave {
+namespace {
+
+/// Rows are read by 16-byte copies, so every one must start at a multiple of this.
+constexpr int64_t kRowAlignment = 16;
+/// What a tensor map can hold: its strides are of 40 bits.
+constexpr int64_t kMaxCacheStrideBytes = int64_t{1} << 40;
+
+void check_address(const char* name, const void* address) {
+  if (address == nullptr) fail(name, " is null; it must be device memory");
+  if (reinterpret_cast<uintptr_t>(address) % kRowAlignment != 0) {
+    fail(name, " must start at a multiple of 16 bytes");
+  }
+}
+
+/// `size`: of the dimension that the stride belongs to; a stride that is never taken may be anything.
+void check_stride(const char* name, const char* dimension, int64_t stride, int64_t size, DType dtype) {
+  if (size > 1 && stride % (kRowAlignment / dtype_bytes(dtype)) != 0) {
+    fail(name, " ", dimension, " stride is ", stride, " elements; it must be a multiple of 16 bytes");
+  }
+}
+
+void check_cache_stride(const char* name, const char* dimension, int64_t stride, int64_t size,
+                        const RunSituation& situation) {
+  const DType dtype = situation.shape.dtype;
+  check_stride(name, dimension, stride, size, dtype);
+  if (size <= 1) return;
+  if (stride < 0 || stride >= kMaxCacheStrideBytes / dtype_bytes(dtype)) {
+    fail(name, " ", dimension, " stride is ", stride,
+         " elements; it must not be negative, and must be below 2^40 bytes");
+  }
+  if (stride == 0 && situation.loader == Loader::kTma) {
+    fail(name, " ", dimension, " stride is 0; it must not be with pages of ", situation.shape.page_size,
+         " tokens, which TMA loads: an expanded dimension has to be copied");
+  }
+}
+
+void check_cache(const char* name, const PagedTensor& cache, int64_t num_pages,
+                 const RunSituation& situation) {
+  check_address(name, cache.data);
+  check_cache_stride(name, "page", cache.page_stride, num_pages, situation);
+  check_cache_stride(name, "token", cache.token_stride, situation.shape.page_size, situation);
+  check_cache_stride(name, "head", cache.head_stride, situation.shape.num_kv_heads, situation);
+}
+
+void check_rows(const char* name, const void* address, int64_t token_stride, int64_t head_stride,
+                const RunSituation& situation) {
+  // An empty tensor may have no address, unless a later plan can give it rows.
+  if (situation.plan.total_qo_len == 0 && !situation.is_capturing) return;
+  check_address(name, address);
+  check_stride(name, "token", token_stride, situation.max_total_qo_len, situation.shape.dtype);
+  check_stride(name, "head", head_stride, situation.shape.num_qo_heads, situation.shape.dtype);
+}
+
+bool has_keys(const PlanHeader& plan) {
+  const auto* items = plan_section<WorkItem>(&plan, plan.items_offset);
+  return std::any_of(items, items + plan.num_items,
+                     [](const WorkItem& item) { return item.kv_end > item.kv_begin; });
+}
+
+void check_num_pages(int64_t num_pages, const RunSituation& situation) {
+  if (num_pages < 0 || num_pages > std::numeric_limits<int32_t>::max()) {
+    fail("num_pages is ", num_pages, "; it must be at least 0 and fit in an int32");
+  }
+  if (num_pages > 0) return;
+  if (situation.is_capturing) fail("num_pages is 0; it must be positive in a capture, which bakes it in");
+  if (has_keys(situation.plan)) fail("num_pages is 0; it must be positive, the plan has keys");
+}
+
+void check_scales(float k_scale, float v_scale) {
+  if (!(k_scale > 0) || !std::isfinite(k_scale)) {
+    fail("k_scale is ", k_scale, "; it must be positive and finite");
+  }
+  if (!std::isfinite(v_scale)) fail("v_scale is ", v_scale, "; it must be finite");
+}
+
+}  // namespace
+
+void check_run_args(const RunArgs& args, const RunSituation& situation) {
+  const DType planned = situation.shape.dtype;
+  if (args.dtype != planned) {
+    fail("dtype of q, k, v and out is ", dtype_name(args.dtype), "; the plan was made for ",
+         dtype_name(planned));
+  }
+  check_scales(args.k_scale, args.v_scale);
+  check_rows("q", args.q, args.q_token_stride, args.q_head_stride, situation);
+  check_rows("out", args.out, args.out_token_stride, args.out_head_stride, situation);
+  check_num_pages(args.num_pages, situation);
+  if (args.num_pages == 0) return;
+  check_cache("k", args.k, args.num_pages, situation);
+  check_cache("v", args.v, args.num_pages, situation);
+}
+
+}  // namespace onewave

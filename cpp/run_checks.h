@@ -1,0 +1,24 @@
+#pragma once
+
+/// Everything that can be wrong with the arguments of a launch.
+
+#include <onewave/device.h>
+#include <onewave/plan_format.h>
+
+#include <cstdint>
+
+namespace onewave {
+
+/// What a run's arguments are checked against.
+struct RunSituation {
+  const AttentionShape& shape;
+  Loader loader;
+  int32_t max_total_qo_len;  ///< PlanLimits: what a later plan may have
+  const PlanHeader& plan;    ///< the last
+  bool is_capturing;         ///< the arguments are baked in, for plans that are not known yet
+};
+
+/// Throws InvalidArgument. Allocates nothing where the arguments are good.
+void check_run_args(const RunArgs& args, const RunSituation& situation);
+
+}  // namespace onewave

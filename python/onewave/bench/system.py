@@ -1,0 +1,68 @@
+"""What a measured system is, and onewave as one."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+import onewave
+from onewave.bench.tensors import BatchTensors
+
+
+class Unsupported(Exception):
+    """A system that cannot do a workload, or is not there; the text says why."""
+
+
+class System(Protocol):
+    """A way to compute a workload, prepared: what an engine does once per model is done."""
+
+    def plan(self) -> None:
+        """What an engine does once a step."""
+
+    def run(self) -> None:
+        """What an engine does once a layer. Launches; what it launched is timed."""
+
+    def output(self) -> torch.Tensor:
+        """Of the last run, [total_qo_len, num_qo_heads, head_dim]. May launch; not timed."""
+
+
+# Raises Unsupported, or whatever the system's library raises.
+Prepare = Callable[[BatchTensors], System]
+
+
+class Onewave:
+    """This package, called as an engine calls it: lengths on the host, page table on the device."""
+
+    def __init__(self, tensors: BatchTensors) -> None:
+        workload = tensors.workload
+        self._tensors = tensors
+        self._attention = onewave.BatchAttention(
+            device=tensors.device,
+            max_total_qo_len=max(65536, workload.total_qo_len),
+            num_ctas=workload.num_ctas,
+        )
+        self._out = torch.full_like(tensors.q, torch.nan)
+        self._lse = torch.empty(tensors.q.shape[:2], dtype=torch.float32, device=tensors.device)
+
+    def plan(self) -> None:
+        tensors, workload = self._tensors, self._tensors.workload
+        self._attention.plan(
+            tensors.qo_indptr,
+            tensors.kv_indptr,
+            tensors.kv_indices,
+            tensors.kv_len_arr,
+            workload.num_qo_heads,
+            workload.num_kv_heads,
+            workload.head_dim,
+            workload.head_dim,
+            workload.page_size,
+            causal=workload.causal,
+            q_data_type=workload.dtype,
+            kv_data_type=workload.dtype,
+        )
+
+    def run(self) -> None:
+        self._attention.run(self._tensors.q, self._tensors.kv_cache, out=self._out, lse=self._lse)
+
+    def output(self) -> torch.Tensor:
+        return self._out

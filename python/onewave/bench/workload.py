@@ -1,0 +1,107 @@
+"""A batch of requests on one model's attention shape, and what it costs at least."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+# Measured on one H200 (132 SMs): what reading HBM and dense bf16 matrix products reach.
+PEAK_BYTES_PER_SECOND = 4.70e12
+PEAK_FLOP_PER_SECOND = 790e12
+
+
+class Request(NamedTuple):
+    """Tokens of one request. The last query is aligned with the last key."""
+
+    kv_len: int
+    qo_len: int
+
+    def num_pairs(self, causal: bool) -> int:
+        """(query, key) pairs that the mask allows."""
+        if not causal:
+            return self.kv_len * self.qo_len
+        num_queries = min(self.qo_len, self.kv_len)  # the others see no key
+        return (2 * self.kv_len - num_queries + 1) * num_queries // 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every system is measured on."""
+
+    name: str
+    requests: tuple[Request, ...]
+    num_qo_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    page_size: int = 16
+    causal: bool = True
+    dtype: torch.dtype = torch.bfloat16
+    # CTAs that onewave may use, None: one for each SM. Other systems have no such limit and are left out.
+    num_ctas: int | None = None
+    # Runs in the CUDA graph that is timed, and divides its time; 0: a run is launched and timed by itself.
+    num_graph_nodes: int = 0
+    # Of the random lengths; None where they are given.
+    lens_seed: int | None = None
+
+    @property
+    def group_size(self) -> int:
+        return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def total_qo_len(self) -> int:
+        return sum(request.qo_len for request in self.requests)
+
+    @property
+    def num_bytes(self) -> int:
+        """q and out, and each K and V row of each request once."""
+        q_rows = self.total_qo_len * self.num_qo_heads
+        kv_rows = sum(request.kv_len for request in self.requests) * self.num_kv_heads
+        return 2 * (q_rows + kv_rows) * self.head_dim * self.dtype.itemsize
+
+    @property
+    def num_flop(self) -> int:
+        """Of both matrix products, for the (query, key) pairs that the mask allows."""
+        pairs = sum(request.num_pairs(self.causal) for request in self.requests)
+        return 4 * pairs * self.num_qo_heads * self.head_dim
+
+    @property
+    def floor_us(self) -> float:
+        """No H200 does it in less."""
+        return max(self.num_bytes / PEAK_BYTES_PER_SECOND, self.num_flop / PEAK_FLOP_PER_SECOND) * 1e6
+
+    @property
+    def decodes(self) -> list[int]:
+        """Which requests have one query."""
+        return [i for i, request in enumerate(self.requests) if request.qo_len == 1]
+
+    @property
+    def others(self) -> list[int]:
+        """Which requests have another number of queries: prefill, chunks, verification."""
+        return [i for i, request in enumerate(self.requests) if request.qo_len != 1]
+
+    def subset(self, indices: Iterable[int], name: str | None = None) -> "Workload":
+        """Some of the requests on the same shape."""
+        return replace(self, name=name or self.name, requests=tuple(self.requests[i] for i in indices))
+
+    def describe(self) -> str:
+        """Requests as count x (kv_len, qo_len), and the shape; for the terminal."""
+        batch = []
+        for qo_len, group in groupby(self.requests, key=lambda request: request.qo_len):
+            kv_lens = [request.kv_len for request in group]
+            shortest, longest = min(kv_lens), max(kv_lens)
+            shown = f"{shortest}" if shortest == longest else f"{shortest}..{longest}"
+            batch.append(f"{len(kv_lens)} x ({shown}, {qo_len})")
+        shown_batch = " + ".join(batch) if len(batch) <= 4 else self._describe_ragged()
+        parts = [shown_batch, f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
+        parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
+        if self.num_ctas is not None:
+            parts.append(f"{self.num_ctas} CTAs")
+        if self.num_graph_nodes > 0:
+            parts.append(f"a graph of {self.num_graph_nodes} runs")
+        return ", ".join(parts)
+
+    def _describe_ragged(self) -> str:
+        kv_lens, qo_lens = zip(*self.requests, strict=True)
+        return f"{len(kv_lens)} x ({min(kv_lens)}..{max(kv_lens)}, {min(qo_lens)}..{max(qo_lens)})"

@@ -1,0 +1,156 @@
+"""BatchAttention is called as FlashInfer's is, and a plan() that fails changes nothing."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onewave
+import pytest
+import torch
+from test_errors import int32, plan_arguments, run_arguments, small_attention
+
+Required = inspect.Parameter.empty
+PLAN = {
+    "qo_indptr": Required,
+    "kv_indptr": Required,
+    "kv_indices": Required,
+    "kv_len_arr": Required,
+    "num_qo_heads": Required,
+    "num_kv_heads": Required,
+    "head_dim_qk": Required,
+    "head_dim_vo": Required,
+    "page_size": Required,
+    "causal": False,
+    "sm_scale": None,
+    "logits_soft_cap": None,
+    "q_data_type": torch.bfloat16,
+    "kv_data_type": torch.bfloat16,
+    "use_profiler": False,
+}
+RUN = {
+    "q": Required,
+    "kv_cache": Required,
+    "out": None,
+    "lse": None,
+    "k_scale": None,
+    "v_scale": None,
+    "logits_soft_cap": 0.0,
+    "profiler_buffer": None,
+    "kv_cache_sf": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "flashinfer"),
+    [
+        (onewave.BatchAttention.__init__, {"kv_layout": "NHD", "device": "cuda"}),
+        (onewave.BatchAttention.plan, PLAN),
+        (onewave.BatchAttention.run, RUN),
+        (onewave.BatchAttention.prewarm_paged_kv_stride_variant, {"variant": "independent"}),
+    ],
+)
+def test_names_order_and_defaults_are_flashinfers(
+    method: Callable[..., Any], flashinfer: dict[str, Any]
+) -> None:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    positional = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert [(p.name, p.default) for p in positional] == list(flashinfer.items())
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[len(positional) :])
+
+
+def random_run_arguments() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    arguments = run_arguments()
+    for name in ("q", "kv_cache"):
+        arguments[name] = torch.randn(arguments[name].shape, generator=generator).bfloat16()
+    return arguments
+
+
+def run(attention: onewave.BatchAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    return attention.run(**random_run_arguments())
+
+
+def test_all_arguments_by_position() -> None:
+    attention = small_attention()
+    attention.plan(*plan_arguments().values(), True, 0.2, None, torch.bfloat16, torch.bfloat16, False)
+    attention.prewarm_paged_kv_stride_variant("independent")
+    arguments = random_run_arguments()
+    out, lse = attention.run(*arguments.values(), 0.5, 2.0, 0.0, None, None)
+    assert out is arguments["out"] and lse is arguments["lse"]
+
+    named = small_attention()
+    named.plan(**plan_arguments(), causal=True, sm_scale=0.2)
+    expected_out, expected_lse = named.run(**random_run_arguments(), k_scale=0.5, v_scale=2.0)
+    assert torch.equal(out, expected_out) and torch.equal(lse, expected_lse)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    attention, expected = small_attention(), small_attention()
+    changes = {"num_qo_heads": np.int64(4), "page_size": np.int32(16), "sm_scale": np.float32(0.25)}
+    attention.plan(**(plan_arguments() | changes))
+    expected.plan(**plan_arguments(), sm_scale=0.25)
+    out, _ = attention.run(**random_run_arguments(), k_scale=np.float32(0.5))
+    expected_out, _ = expected.run(**random_run_arguments(), k_scale=0.5)
+    assert torch.equal(out, expected_out)
+
+
+def test_page_ids_behind_the_last_request_are_not_looked_at() -> None:
+    """An engine's table is as long as its largest batch, and padded with anything."""
+    attention, expected = small_attention(), small_attention()
+    attention.plan(**(plan_arguments() | {"kv_indices": int32(4, 0, 5, 1, 2, -1, 99)}))
+    expected.plan(**plan_arguments())
+    assert torch.equal(run(attention)[0], run(expected)[0])
+
+
+FAILING_CHANGES: dict[str, dict[str, Any]] = {
+    "of the same shape": {"kv_len_arr": int32(40, -1)},
+    "of another head count": {"num_qo_heads": 8, "kv_len_arr": int32(40, -1)},
+    "of another type": {
+        "q_data_type": torch.float16,
+        "kv_data_type": torch.float16,
+        "kv_len_arr": int32(513, 20),
+    },
+    "of too small pages": {"page_size": 8},
+    "beyond the limits": {"qo_indptr": int32(0, 3, 65)},
+}
+
+
+@pytest.mark.parametrize("changes", FAILING_CHANGES)
+def test_a_failed_plan_leaves_the_last_one(changes: str) -> None:
+    """Its bytes, and what run() checks against: also where the failed one was for another shape."""
+    attention = small_attention()
+    attention.plan(**plan_arguments(), causal=True)
+    plan_bytes = attention.plan_bytes()
+    out, lse = run(attention)
+    with pytest.raises(ValueError):
+        attention.plan(**(plan_arguments() | FAILING_CHANGES[changes]))
+    assert attention.plan_bytes() == plan_bytes
+    again_out, again_lse = run(attention)
+    assert torch.equal(out, again_out) and torch.equal(lse, again_lse)
+
+
+def test_a_failed_first_plan_leaves_none() -> None:
+    attention = small_attention()
+    with pytest.raises(ValueError):
+        attention.plan(**(plan_arguments() | {"kv_len_arr": int32(40, -1)}))
+    with pytest.raises(RuntimeError, match="call plan"):
+        run(attention)
+
+
+def test_a_plan_of_another_shape_replaces_all_of_the_last() -> None:
+    attention, fresh = small_attention(), small_attention()
+    attention.plan(**(plan_arguments() | {"num_kv_heads": 4, "page_size": 32}))
+    for planned in (attention, fresh):
+        planned.plan(**plan_arguments())
+    assert torch.equal(run(attention)[0], run(fresh)[0])
+
+
+def test_outputs_that_run_allocates_have_the_rows_of_q() -> None:
+    attention = small_attention()
+    attention.plan(**plan_arguments())
+    arguments = random_run_arguments()
+    arguments["q"] = torch.cat([arguments["q"], arguments["q"]])
+    out, lse = attention.run(arguments["q"], arguments["kv_cache"])
+    assert out.shape == arguments["q"].shape and lse.shape == out.shape[:2]
+    assert torch.equal(out[:4], run(attention)[0])

@@ -1,0 +1,53 @@
+"""README.md says what is so: its example runs and is right, its commands are those that every change must pass."""
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference import attend
+
+REPO = Path(__file__).resolve().parent.parent
+README = (REPO / "README.md").read_text()
+MAX_BF16_ERROR = 0.02
+
+
+def run_example(folder: Path) -> dict[str, Any]:
+    """The names of the example, run with one change: on the CPU."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example.count('device = "cuda"') == 1
+    script = folder / "example.py"
+    script.write_text(example.replace('device = "cuda"', 'device = "cpu"'))
+    return runpy.run_path(str(script))
+
+
+def test_the_example_runs_and_is_right(tmp_path: Path) -> None:
+    names = run_example(tmp_path)
+    group_size = names["num_qo_heads"] // names["num_kv_heads"]
+    for i, kv_len in enumerate(names["kv_len_arr"].tolist()):
+        rows = slice(*names["qo_indptr"][i : i + 2].tolist())
+        pages = names["kv_indices"][slice(*names["kv_indptr"][i : i + 2].tolist())]
+        k, v = (
+            names["kv_cache"][pages, part]
+            .flatten(0, 1)[:kv_len]
+            .double()
+            .repeat_interleave(group_size, dim=1)
+            for part in range(2)
+        )
+        q = names["q"][rows].double()
+        out, lse = attend(
+            *(x.transpose(0, 1) for x in (q, k, v)), causal=True, sm_scale=names["head_dim"] ** -0.5
+        )
+        torch.testing.assert_close(
+            names["out"][rows].double(), out.transpose(0, 1), atol=MAX_BF16_ERROR, rtol=0
+        )
+        torch.testing.assert_close(names["lse"][rows].double(), lse.T, atol=1e-4, rtol=0)
+
+
+def test_its_commands_are_those_of_ci() -> None:
+    commands = re.findall(r"^(python3 .*?)\s*(?:#.*)?$", README, re.MULTILINE)
+    demo, test = commands
+    ci = (REPO / ".ci/run").read_text()
+    assert test in ci
+    assert demo.removeprefix("python3 -m pip install . && ") in ci
