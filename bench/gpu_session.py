@@ -3,6 +3,8 @@ JSON record: GPU, driver, versions, commit, counts and durations.
 
     python3 bench/gpu_session.py --commit "$(git rev-parse HEAD)" --output bench/results/gpu_tests_h200.json \\
         --sanitizer memcheck --sanitizer racecheck
+
+racecheck follows the kernel's arrivals only in a wheel built with `pip wheel . -C cmake.define.ONEWAVE_SANITIZER=ON`.
 """
 
 import argparse
@@ -119,6 +121,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--commit", required=True, help="what is tested; the machine may have no .git")
     parser.add_argument("--output", required=True, type=Path, help="the JSON record")
+    parser.add_argument(
+        "--build", default="release", help="what the wheel was built as; racecheck needs 'sanitizer'"
+    )
     parser.add_argument("--no-tests", action="store_true", help="only the sanitizers")
     parser.add_argument("--sanitizer", action="append", default=[], choices=SANITIZERS)
     parser.add_argument("--sanitizer-timeout", type=float, default=240.0, help="seconds for each tool")
@@ -128,7 +133,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    record: dict[str, Any] = {"commit": args.commit, "date": time.strftime("%Y-%m-%d"), **machine()}
+    record: dict[str, Any] = {
+        "commit": args.commit,
+        "build": args.build,
+        "date": time.strftime("%Y-%m-%d"),
+        **machine(),
+    }
     if not args.no_tests:
         record["tests"] = run_tests(args.pytest_args)
     record["sanitizers"] = [run_sanitizer(tool, args.sanitizer_timeout) for tool in args.sanitizer]

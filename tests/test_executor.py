@@ -228,6 +228,27 @@ def test_other_threads_run_meanwhile(seed: int) -> None:
     assert num_turns > 5
 
 
+def test_splits_are_merged_in_the_order_of_the_plan() -> None:
+    """Each split is one dominant key, so that the merge adds the values of these: large, large and -large overflow in
+    this order only."""
+    batch = DenseBatch([Lens(6000, 1)], Heads(1, 1, 64), torch.float32, seed=1, device="cpu")
+    attention = make_attention(batch, num_ctas=4)
+    plan(attention, batch, batch.paged(16), 16, True)
+    splits = Plan(attention.plan_bytes()).items
+    splits = splits[splits["split_idx"].argsort()]
+    assert len(splits) >= 3 and (splits["split_tile"] == 0).all()
+    batch.q.fill_(1)
+    batch.k[0].zero_()
+    batch.v[0].zero_()
+    for split, large in zip(splits, (3e38, 3e38, -3e38, *[0.0] * len(splits)), strict=False):
+        batch.k[0][0, split["kv_begin"]] = 100
+        batch.v[0][0, split["kv_begin"]] = large
+    paged = batch.paged(16)
+    plan(attention, batch, paged, 16, True)
+    out, _ = attention.run(batch.q, paged.kv_cache)
+    assert bool(out.isposinf().all())
+
+
 def test_a_merge_record_may_have_several_kv_heads(seed: int) -> None:
     """As the format allows: the plan of one kv head, its records widened to three."""
     num_kv_heads = 3

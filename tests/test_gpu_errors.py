@@ -112,6 +112,25 @@ def test_baked_values_stay_after_a_capture(step: Step) -> None:
     step.outputs.check(step.batch.expected(True))
 
 
+def test_a_plan_beyond_the_captured_tensors(step: Step) -> None:
+    """A replay would write past the end of out."""
+    step.attention = onewave.BatchAttention()
+    step.plan()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.run()
+    larger = DenseBatch([Lens(300, 40)], HEADS, torch.bfloat16, seed=2)
+    with pytest.raises(ValueError, match="qo_indptr.*captured"):
+        plan(step.attention, larger, larger.paged(PAGE_SIZE), PAGE_SIZE, causal=True)
+    elsewhere = step.paged.kv_indices.cpu()
+    elsewhere[0] = 10_000
+    with pytest.raises(ValueError, match="kv_indices.*captured"):
+        plan(step.attention, step.batch, replace(step.paged, kv_indices=elsewhere), PAGE_SIZE, causal=True)
+    step.outputs.poison()
+    graph.replay()
+    step.outputs.check(step.batch.expected(True))
+
+
 def test_a_failed_plan_leaves_the_last_one(step: Step) -> None:
     broken = replace(step.paged, kv_len_arr=torch.full_like(step.paged.kv_len_arr, -1))
     for _ in range(5):

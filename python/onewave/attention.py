@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from onewave import _core
-from onewave._batch import make_batch
+from onewave._batch import Batch, make_batch
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._tensors import Shape, TensorChecker, make_shape
 from onewave._validate import check_bool, check_positive_float, check_unsupported
@@ -21,6 +21,18 @@ class _Planned:
     checker: TensorChecker
     total_qo_len: int
     max_page_id: int  # -1: not known
+
+
+@dataclass
+class _Captured:
+    """What CUDA graphs have baked in: the smallest tensors that run() was captured with."""
+
+    num_rows: int
+    num_pages: int
+
+    def include(self, num_rows: int, num_pages: int) -> None:
+        self.num_rows = min(self.num_rows, num_rows)
+        self.num_pages = min(self.num_pages, num_pages)
 
 
 class BatchAttention:
@@ -50,7 +62,8 @@ class BatchAttention:
             head_dim].
         device: "cuda" for a Hopper GPU; "cpu" runs the same plan on the host, for machines without one.
         workspace: uint8 memory on `device`, `onewave.workspace_size(...)` bytes or more from a multiple of 256;
-            None: the first plan() allocates it. A CPU's runs do not use it.
+            None: the first plan() allocates it. It holds the plan, so no two objects may share one. A CPU's runs do
+            not use it.
         max_batch_size, max_total_qo_len, max_kv_len: requests, query tokens of all requests and keys of one
             request that a plan may have. They fix the size of the workspace.
         num_ctas: CTAs of the one wave; None: one for each SM (132 on a CPU).
@@ -69,7 +82,7 @@ class BatchAttention:
         self._workspace = workspace
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
-        self._is_captured = False
+        self._captured: _Captured | None = None
 
     def plan(
         self,
@@ -104,8 +117,8 @@ class BatchAttention:
         copies are still in flight. Length tensors on the GPU add three copies and one synchronisation of the
         stream, a kv_indices on the host one copy and two allocations. The first plan of a shape allocates.
 
-        Raises ValueError or TypeError for arguments, RuntimeError on a capturing stream and for a shape other
-        than the one that a CUDA graph was captured with.
+        Raises ValueError or TypeError for arguments, also for more query tokens or pages than the tensors have that
+        a CUDA graph was captured with; RuntimeError on a capturing stream and for another shape than the graph's.
         """
         check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
         check_unsupported("use_profiler", use_profiler, (False,))
@@ -123,6 +136,7 @@ class BatchAttention:
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
         self._check_capture(shape)
         batch = make_batch(self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
+        self._check_captured_sizes(batch)
         is_same_shape = self._planned is not None and self._planned.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         engine.plan(batch, causal, scale)
@@ -194,7 +208,10 @@ class BatchAttention:
             *(k_scale_address, v_scale_address),
         )
         self._engine.run(args)
-        self._is_captured = self._is_captured or self._is_capturing()
+        if self._is_capturing():
+            rows = min(q.shape[0], out.shape[0], lse.shape[0])
+            self._captured = self._captured or _Captured(rows, cache.num_pages)
+            self._captured.include(rows, cache.num_pages)
         return out, lse
 
     def prewarm_paged_kv_stride_variant(self, variant: str = "independent") -> None:
@@ -213,7 +230,7 @@ class BatchAttention:
             raise RuntimeError(
                 "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
             )
-        if not self._is_captured or self._planned is None or self._planned.shape == shape:
+        if self._captured is None or self._planned is None or self._planned.shape == shape:
             return
         changed = [
             f"{field.name} is {getattr(shape, field.name)} and was {getattr(self._planned.shape, field.name)}"
@@ -223,6 +240,21 @@ class BatchAttention:
         raise RuntimeError(
             f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
         )
+
+    def _check_captured_sizes(self, batch: Batch) -> None:
+        """A replay writes as many rows as the plan says, to tensors of the capture's size."""
+        if self._captured is None:
+            return
+        if batch.total_qo_len > self._captured.num_rows:
+            raise ValueError(
+                f"qo_indptr ends at {batch.total_qo_len} query tokens; it must be at most {self._captured.num_rows}, the "
+                "rows of q, out and lse that run() was captured with in a CUDA graph"
+            )
+        if batch.max_page_id >= self._captured.num_pages:
+            raise ValueError(
+                f"kv_indices has page id {batch.max_page_id}; it must be below {self._captured.num_pages}, the pages of "
+                "the kv_cache that run() was captured with in a CUDA graph"
+            )
 
     def _is_capturing(self) -> bool:
         if self._device.type == "cpu":

@@ -1,5 +1,6 @@
 """A serving step, planned, run and checked against a plain computation in higher precision."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -10,15 +11,15 @@ from rich.table import Table
 
 import onewave
 from onewave._cli.records import ctas_of, header_of
-from onewave._cli.step import Step, StepTensors, cpu_step, gpu_step, plain_attention
+from onewave._cli.step import cpu_step, gpu_step
+from onewave.bench.reference import MAX_RELATIVE_ERROR, reference_attention, relative_error
+from onewave.bench.tensors import BatchTensors, make_tensors
+from onewave.bench.timing import GpuStopwatch
+from onewave.bench.workload import Workload
 
-# Relative Frobenius error of out in bf16: the best kernels stand at 0.0020 to 0.0023.
-MAX_RELATIVE_ERROR = 0.0030
 # Absolute, in units of log2.
 MAX_LSE_ERROR = 1e-3
 NUM_RUNS = 20
-# Larger than any L2: writing it evicts what the last run left there.
-FLUSH_BYTES = 256 << 20
 
 
 def run_demo(device: str | None, seed: int) -> int:
@@ -35,25 +36,25 @@ def run_demo(device: str | None, seed: int) -> int:
         device = "cpu"
     device = device or "cuda"
     step = gpu_step(seed) if device == "cuda" else cpu_step(seed)
-    tensors = StepTensors(step, device, seed)
+    tensors = make_tensors(step, device, seed, unused=math.nan)
     console.print(_describe(step))
     plan_us = _median_us(lambda: _plan(attention, tensors))
     out = torch.full_like(tensors.q, torch.nan)
     lse = torch.full(tensors.q.shape[:2], torch.nan, device=device)
     attention.run(tensors.q, tensors.kv_cache, out=out, lse=lse)
     console.print(_plan_table(attention.plan_bytes(), plan_us))
-    relative_error, lse_error = _errors(tensors, out, lse)
-    is_right = relative_error <= MAX_RELATIVE_ERROR and lse_error <= MAX_LSE_ERROR
+    out_error, lse_error = _errors(tensors, out, lse)
+    is_right = out_error <= MAX_RELATIVE_ERROR and lse_error <= MAX_LSE_ERROR
     if device == "cuda":
         run_us = _time_on_gpu(attention, tensors, out, lse)
     else:
         run_us = _median_us(lambda: attention.run(tensors.q, tensors.kv_cache, out=out, lse=lse), num_runs=3)
-    console.print(_result_table(step, device, relative_error, lse_error, run_us))
+    console.print(_result_table(step, device, out_error, lse_error, run_us))
     console.print("[green]The result is right.[/]" if is_right else "[red]The result is WRONG.[/]")
     return 0 if is_right else 1
 
 
-def _describe(step: Step) -> str:
+def _describe(step: Workload) -> str:
     num_decodes = sum(request.qo_len == 1 for request in step.requests)
     chunk = step.requests[-1]
     return (
@@ -63,8 +64,8 @@ def _describe(step: Step) -> str:
     )
 
 
-def _plan(attention: onewave.BatchAttention, tensors: StepTensors) -> None:
-    step = tensors.step
+def _plan(attention: onewave.BatchAttention, tensors: BatchTensors) -> None:
+    step = tensors.workload
     attention.plan(
         tensors.qo_indptr,
         tensors.kv_indptr,
@@ -92,30 +93,24 @@ def _median_us(action: Callable[[], object], num_runs: int = NUM_RUNS) -> float:
 
 
 def _time_on_gpu(
-    attention: onewave.BatchAttention, tensors: StepTensors, out: torch.Tensor, lse: torch.Tensor
+    attention: onewave.BatchAttention, tensors: BatchTensors, out: torch.Tensor, lse: torch.Tensor
 ) -> float:
     """Median microseconds of a launch with nothing of the step in L2."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=out.device)
+    stopwatch = GpuStopwatch(out.device)
     times: list[float] = []
     for _ in range(NUM_RUNS):
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        flush.zero_()
-        begin.record()
-        attention.run(tensors.q, tensors.kv_cache, out=out, lse=lse)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
+        elapsed_us = stopwatch.issue(lambda: attention.run(tensors.q, tensors.kv_cache, out=out, lse=lse))
+        stopwatch.synchronize()
+        times.append(elapsed_us())
     return statistics.median(times)
 
 
-def _errors(tensors: StepTensors, out: torch.Tensor, lse: torch.Tensor) -> tuple[float, float]:
+def _errors(tensors: BatchTensors, out: torch.Tensor, lse: torch.Tensor) -> tuple[float, float]:
     """Relative Frobenius error of out and the largest of lse; NaN in a result makes its error infinite."""
     precision = torch.float64 if out.device.type == "cpu" else torch.float32
-    expected_out, expected_lse = plain_attention(tensors, precision)
-    relative_error = (out.to(precision) - expected_out).norm() / expected_out.norm()
+    expected_out, expected_lse = reference_attention(tensors, precision)
     lse_error = (lse.to(precision) - expected_lse).abs().max()
-    return relative_error.nan_to_num(torch.inf).item(), lse_error.nan_to_num(torch.inf).item()
+    return relative_error(out, expected_out), lse_error.nan_to_num(torch.inf).item()
 
 
 def _plan_table(plan: bytes, plan_us: float) -> Table:
@@ -138,13 +133,11 @@ def _plan_table(plan: bytes, plan_us: float) -> Table:
     return table
 
 
-def _result_table(step: Step, device: str, relative_error: float, lse_error: float, run_us: float) -> Table:
+def _result_table(step: Workload, device: str, out_error: float, lse_error: float, run_us: float) -> Table:
     table = Table("", "", title="run", show_header=False)
     table.add_row("device", torch.cuda.get_device_name() if device == "cuda" else "cpu")
     against = "float32" if device == "cuda" else "float64"
-    table.add_row(
-        "relative error of out", f"{relative_error:.5f} against {against}, at most {MAX_RELATIVE_ERROR}"
-    )
+    table.add_row("relative error of out", f"{out_error:.5f} against {against}, at most {MAX_RELATIVE_ERROR}")
     table.add_row("largest error of lse", f"{lse_error:.1e}, at most {MAX_LSE_ERROR}")
     table.add_row("time", _duration(run_us))
     if device == "cuda":
