@@ -94,9 +94,9 @@ class WideConsumer {
     pack_weights(scores, weights);
 
     bool accumulate = false;
+    if (tile_begin > kv_begin) rings_.k.wait_full(at_.k);
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
-      rings_.k.wait_full(at_.k);
       issue_scores(scores);
       rings_.v.wait_full(at_.v);
       issue_out(out, weights, accumulate);
@@ -106,8 +106,14 @@ class WideConsumer {
       rings_.k.release(at_.k);
       mask(scores, visible, all_visible, tile_begin);
       softmax(scores, rows, factors);
-      wait_out(out, factors);
+      // The softmax is to run under the products, but ptxas schedules a wait for O as early in its block as
+      // it can. So O is waited for in another block: after the next K.
+      ptx::fence_registers(scores);
+      if (tile_begin > kv_begin) rings_.k.wait_full(at_.k);
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(out);
       rings_.v.release(at_.v);
+      rescale(out, factors);
       pack_weights(scores, weights);
     }
     rings_.q.release(at_.q);
@@ -203,19 +209,11 @@ class WideConsumer {
     }
   }
 
-  /// Waits for O and rescales it. Most tiles raise no maximum: then there is nothing to multiply. The wait
-  /// stands in both branches on purpose: in the block of the softmax, ptxas would schedule it before the
-  /// softmax, out of the products' shadow.
-  __device__ __forceinline__ static void wait_out(float (&out)[kWideOut], const float (&factors)[2]) {
-    if (__any_sync(0xffffffff, factors[0] != 1.f || factors[1] != 1.f)) {
-      ptx::wgmma_wait_group<0>();
-      ptx::fence_registers(out);
+  /// Most tiles raise no maximum: then there is nothing to multiply.
+  __device__ __forceinline__ static void rescale(float (&out)[kWideOut], const float (&factors)[2]) {
+    if (!__any_sync(0xffffffff, factors[0] != 1.f || factors[1] != 1.f)) return;
 #pragma unroll
-      for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
-    } else {
-      ptx::wgmma_wait_group<0>();
-      ptx::fence_registers(out);
-    }
+    for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
   }
 
   /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
