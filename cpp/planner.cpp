@@ -49,7 +49,8 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 
 /// Sections of the largest plan within the limits.
 ///
-/// Items. Whole heads first: a narrow request is one item, a wide tile is at most one per kv head. A boundary
+/// Items. Whole heads first: a narrow request is one item, and so is a wide one's tile that sees no keys; any
+/// other wide tile is at most one per kv head. A boundary
 /// between two CTAs in the line of either kind adds at most three: the cut unit leaves the range of heads it
 /// lay in, as two pieces, and the heads after it are another range. (A unit over several boundaries adds one
 /// for each further one.) A wide request has more than kNarrowTileQ rows, and at most one tile that is not
@@ -65,7 +66,8 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   return plan_sections(limits.num_ctas, max_items, max_boundaries, max_boundaries);
 }
 
-/// The tiles of one request, those that see most keys first.
+/// The tiles of one request, those that see most keys first. One that sees none has nothing to multiply and
+/// is narrow, however many rows it has.
 void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
   const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
   const int32_t q_token_begin = batch.qo_indptr[request];
@@ -76,11 +78,12 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
   const int32_t causal_shift = batch.causal ? kv_len - qo_len : kv_len;
   const bool is_narrow = num_rows <= kNarrowTileQ;
   const int32_t tile_q = is_narrow ? kNarrowTileQ : kWideTileQ;
-  std::vector<Tile>& tiles = is_narrow ? scratch.narrow_tiles : scratch.wide_tiles;
   for (int32_t tile = (num_rows + tile_q - 1) / tile_q - 1; tile >= 0; --tile) {
     const int32_t row_begin = tile * tile_q;
     const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(num_rows, int64_t{row_begin} + tile_q));
     const int64_t visible = int64_t{causal_shift} + (row_end - 1) / group_size + 1;
+    const auto kv_end = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kv_len));
+    std::vector<Tile>& tiles = is_narrow || kv_end == 0 ? scratch.narrow_tiles : scratch.wide_tiles;
     tiles.push_back({
         .request = request,
         .q_token_begin = q_token_begin,
@@ -88,7 +91,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .num_rows = row_end - row_begin,
         .causal_shift = causal_shift,
         .kv_begin = 0,
-        .kv_end = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kv_len)),
+        .kv_end = kv_end,
         .page_begin = batch.kv_indptr[request],
         .kv_head_begin = 0,
         .kv_head_end = batch.shape.num_kv_heads,

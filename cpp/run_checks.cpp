@@ -53,13 +53,21 @@ void check_cache(const char* name, const PagedTensor& cache, int64_t num_pages,
   check_cache_stride(name, "head", cache.head_stride, situation.shape.num_kv_heads, situation);
 }
 
+/// The kernel multiplies 32 bits by 32.
+void check_row_stride(const char* name, const char* dimension, int64_t stride, int64_t size, DType dtype) {
+  check_stride(name, dimension, stride, size, dtype);
+  if (size > 1 && stride != static_cast<int32_t>(stride)) {
+    fail(name, " ", dimension, " stride is ", stride, " elements; it must be an int32");
+  }
+}
+
 void check_rows(const char* name, const void* address, int64_t token_stride, int64_t head_stride,
                 const RunSituation& situation) {
   // An empty tensor may have no address, unless a later plan can give it rows.
   if (situation.plan.total_qo_len == 0 && !situation.is_capturing) return;
   check_address(name, address);
-  check_stride(name, "token", token_stride, situation.max_total_qo_len, situation.shape.dtype);
-  check_stride(name, "head", head_stride, situation.shape.num_qo_heads, situation.shape.dtype);
+  check_row_stride(name, "token", token_stride, situation.max_total_qo_len, situation.shape.dtype);
+  check_row_stride(name, "head", head_stride, situation.shape.num_qo_heads, situation.shape.dtype);
 }
 
 bool has_keys(const PlanHeader& plan) {

@@ -116,22 +116,53 @@ struct GatherLoader {
  private:
   __device__ __forceinline__ void load(const PagedTensor& source, const Rows& rows, int kv_head,
                                        Element* stage, uint64_t* full) const {
-    constexpr int kRowsPerPass = 32 / kRowChunks;
     const int lane = row % 32;
-    const int chunk = lane % kRowChunks;
-    const int64_t my_offset =
-        rows.page < 0 ? -1 : rows.page * source.page_stride + rows.token * source.token_stride;
-    const Element* head =
-        static_cast<const Element*>(source.data) + kv_head * source.head_stride + chunk * kChunkCols;
-    const uint32_t destination = ptx::shared_address(stage);
-#pragma unroll 4
-    for (int pass = 0; pass < 32 / kRowsPerPass; ++pass) {
-      const int source_lane = pass * kRowsPerPass + lane / kRowChunks;
-      const int64_t offset = __shfl_sync(0xffffffff, my_offset, source_lane);
-      ptx::cp_async_16(destination + tile_offset(kTileKv, row - lane + source_lane, chunk),
-                       head + (offset < 0 ? 0 : offset), offset >= 0);
+    const bool valid = rows.page >= 0;
+    const int64_t offset = rows.page * source.page_stride + rows.token * source.token_stride;
+    const Element* head = static_cast<const Element*>(source.data) + kv_head * source.head_stride +
+                          lane % kPanelChunks * kChunkCols;
+    const uint32_t destination =
+        ptx::shared_address(stage) +
+        tile_offset(kTileKv, row - lane + lane / kPanelChunks, lane % kPanelChunks);
+    if (__all_sync(0xffffffff, valid)) {
+      copy_rows<true>(head, offset * sizeof(Element), destination);
+    } else {
+      copy_rows<false>(head, valid ? offset * sizeof(Element) : -1, destination);
     }
     ptx::cp_async_mbarrier_arrive_noinc(full);
+  }
+
+  /// Eight lanes to a row, 16 bytes of every panel each, so that an address serves all panels.
+  ///
+  /// `offset`: of this lane's row, in bytes from `head`; negative: none, its row becomes zeros.
+  /// `destination`: of this lane's chunk in the first four rows; after eight the swizzle repeats.
+  template <bool kAllValid>
+  __device__ __forceinline__ static void copy_rows(const Element* head, int64_t offset,
+                                                   uint32_t destination) {
+    constexpr int kPassRows = 32 / kPanelChunks;
+    int source_lane = threadIdx.x % 32 / kPanelChunks;
+#pragma unroll 2
+    for (int group = 0; group < 32 / 8; ++group) {
+#pragma unroll
+      for (int first_row = 0; first_row < 8; first_row += kPassRows) {
+        const int64_t row_offset = __shfl_sync(0xffffffff, offset, source_lane + first_row);
+        const bool valid = kAllValid || row_offset >= 0;
+        const char* source = reinterpret_cast<const char*>(head) + (valid ? row_offset : 0);
+        const uint32_t target = nth_chunk(destination, first_row) + first_row * kPanelRowBytes;
+#pragma unroll
+        for (int panel = 0; panel < kNumPanels; ++panel) {
+          const uint32_t panel_target = target + panel * kTileKv * kPanelRowBytes;
+          const char* panel_source = source + panel * kPanelRowBytes;
+          if constexpr (kAllValid) {
+            ptx::cp_async_16(panel_target, panel_source);
+          } else {
+            ptx::cp_async_16_or_zeros(panel_target, panel_source, valid);
+          }
+        }
+      }
+      source_lane += 8;
+      destination += 8 * kPanelRowBytes;
+    }
   }
 };
 
@@ -142,17 +173,17 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
                                              const WorkItem& item, int kv_head, int num_rows, int thread,
                                              Element (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
-  const Element* q = static_cast<const Element*>(params.q);
+  const int chunk = thread % kRowChunks;
+  const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
+  const PackedRows rows(work, item);
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
-  for (int i = thread; i < num_rows * kRowChunks; i += kQueryLoaderThreads) {
-    const int row = i / kRowChunks;
-    const int chunk = i % kRowChunks;
+  for (int row = thread / kRowChunks; row < num_rows; row += kQueryLoaderThreads / kRowChunks) {
     const bool valid = row < item.num_rows;
-    const QueryRow source = query_row(item, kv_head, valid ? row : 0, work.group_size);
-    ptx::cp_async_16(
-        destination + tile_offset(kTileElements / kHeadDim, row, chunk),
-        q + source.token * params.q_token_stride + source.head * params.q_head_stride + chunk * kChunkCols,
-        valid);
+    const QueryRow source = rows.query_row(kv_head, valid ? row : 0);
+    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / kHeadDim, row, chunk),
+                              q + static_cast<int64_t>(source.token) * params.q_token_stride +
+                                  static_cast<int64_t>(source.head) * params.q_head_stride,
+                              valid);
   }
   ptx::cp_async_mbarrier_arrive_noinc(full);
 }

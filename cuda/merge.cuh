@@ -47,8 +47,9 @@ __device__ __forceinline__ void merge_splits(const Output& output, int thread) {
 __device__ __forceinline__ void finish_split(const KernelParams& params, const Work& work,
                                              const WorkItem& item, int kv_head, int thread,
                                              int32_t& is_last_arrival) {
-  const Output output(params, work, item, kv_head);
-  if (output.split == nullptr) return;
+  if (item.split_tile < 0) return;
+  const PackedRows packed(work, item);
+  const Output output(params, work, item, packed, kv_head);
   ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
   if (thread == 0) {
     uint32_t* counter = reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(output.params.plan) +

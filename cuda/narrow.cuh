@@ -51,7 +51,7 @@ class NarrowConsumer {
       }
       rings_.q.release(at_.q);
     }
-    const int all_visible = visible_end(item, 0, work_.group_size);
+    const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
     const int kv_end = item.kv_end;
     for (int tile_begin = last_tile_begin(item); tile_begin >= kv_begin; tile_begin -= kTileKv) {
@@ -60,7 +60,7 @@ class NarrowConsumer {
       rings_.k.wait_full(at_.k);
       multiply_keys(scores, q);
       rings_.k.release(at_.k);
-      if (tile_begin + kTileKv > all_visible) mask(scores, item, first_key);
+      if (tile_begin + kTileKv > all_visible) mask(scores, PackedRows(work_, item), first_key);
       uint32_t weights[kBlocks][2];
       softmax(scores, rows, out, weights);
       rings_.v.wait_full(at_.v);
@@ -72,7 +72,8 @@ class NarrowConsumer {
       rings_.v.release(at_.v);
     }
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
-    NarrowJoin<kRows>(storage_.join, scales_).run(Output(params_, work_, item, kv_head), rows, out);
+    const PackedRows packed(work_, item);
+    NarrowJoin<kRows>(storage_.join, scales_).run(Output(params_, work_, item, packed, kv_head), rows, out);
   }
 
  private:
@@ -110,14 +111,14 @@ class NarrowConsumer {
     }
   }
 
-  __device__ __forceinline__ void mask(float (&scores)[kBlocks][4], const WorkItem& item,
+  __device__ __forceinline__ void mask(float (&scores)[kBlocks][4], const PackedRows& packed,
                                        int first_key) const {
     const int key = first_key + lane_ / 4;
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const int visible = visible_end(item, 8 * j + lane_ % 4 * 2 + c, work_.group_size);
+        const int visible = packed.visible_end(8 * j + lane_ % 4 * 2 + c);
         if (key >= visible) scores[j][c] = -INFINITY;
         if (key + 8 >= visible) scores[j][2 + c] = -INFINITY;
       }
@@ -205,7 +206,8 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   const int kv_head = cursor.kv_head();
   const int padded_rows = narrow_padded_rows(item.num_rows);
   if (!has_keys(item)) {
-    store_empty(Output(params, work, item, kv_head), thread);
+    const PackedRows packed(work, item);
+    store_empty(Output(params, work, item, packed, kv_head), thread);
   } else if (padded_rows == 8) {
     NarrowConsumer<8>(params, work, storage, rings, at).attend(item, kv_head);
   } else if (padded_rows == 16) {

@@ -13,19 +13,14 @@ namespace onewave {
 struct Output {
   const KernelParams& params;
   const WorkItem& item;
+  const PackedRows& rows;
   int kv_head;
-  int group_size;
   const SplitTile* split;  ///< null: the item is the whole tile
   int64_t partial_row;     ///< of the tile's first row, for this split
 
   __device__ __forceinline__ Output(const KernelParams& params, const Work& work, const WorkItem& item,
-                                    int kv_head)
-      : params(params),
-        item(item),
-        kv_head(kv_head),
-        group_size(work.group_size),
-        split(nullptr),
-        partial_row(0) {
+                                    const PackedRows& rows, int kv_head)
+      : params(params), item(item), rows(rows), kv_head(kv_head), split(nullptr), partial_row(0) {
     if (item.split_tile < 0) return;
     split = plan_section<SplitTile>(work.header, work.header->split_tiles_offset) + item.split_tile;
     partial_row = first_partial_row(item.split_idx);
@@ -38,9 +33,9 @@ struct Output {
   }
 
   __device__ __forceinline__ Element* out_row(int row) const {
-    const QueryRow target = query_row(item, kv_head, row, group_size);
-    return static_cast<Element*>(params.out) + target.token * params.out_token_stride +
-           target.head * params.out_head_stride;
+    const QueryRow target = rows.query_row(kv_head, row);
+    return static_cast<Element*>(params.out) + static_cast<int64_t>(target.token) * params.out_token_stride +
+           static_cast<int64_t>(target.head) * params.out_head_stride;
   }
 
   __device__ __forceinline__ float* partial_out_row(int row) const {
@@ -49,8 +44,8 @@ struct Output {
 
   __device__ __forceinline__ void store_final_lse(int row, float lse) const {
     if (params.lse == nullptr) return;
-    const QueryRow target = query_row(item, kv_head, row, group_size);
-    params.lse[target.token * work_num_qo_heads() + target.head] = lse;
+    const QueryRow target = rows.query_row(kv_head, row);
+    params.lse[static_cast<int64_t>(target.token) * work_num_qo_heads() + target.head] = lse;
   }
 
   __device__ __forceinline__ void store_lse(int row, float lse) const {

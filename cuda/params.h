@@ -25,11 +25,11 @@ struct KernelParams {
   PagedTensor k;
   PagedTensor v;
   const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
-  int64_t q_token_stride;
-  int64_t q_head_stride;
-  void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
-  int64_t out_token_stride;
-  int64_t out_head_stride;
+  void* out;      ///< [total_qo_len, num_qo_heads, head_dim]
+  int32_t q_token_stride;
+  int32_t q_head_stride;
+  int32_t out_token_stride;
+  int32_t out_head_stride;
   float* lse;                ///< [total_qo_len, num_qo_heads], base 2; may be null
   void* plan;                ///< the workspace: a PlanHeader at its start
   float* partial_out;        ///< [max_partial_rows, head_dim]

@@ -67,13 +67,14 @@ struct ValueLayout {
 
   /// Bytes to the row of a key, in the first panel.
   __device__ __forceinline__ uint32_t row_offset(int key) const {
+    if constexpr (kNumPanels == 1) return key * kPanelRowBytes;
     const int box = key >> box_shift;
     return (box * kNumPanels << box_shift) * kPanelRowBytes + (key & ((1 << box_shift) - 1)) * kPanelRowBytes;
   }
   __device__ __forceinline__ uint32_t panel_bytes() const { return kPanelRowBytes << box_shift; }
   /// From 8 keys to the next 8, where both lie in one multiple of 16.
   __device__ __forceinline__ uint32_t group_bytes() const {
-    return box_shift == 3 ? 8 * kPanelRowBytes * kNumPanels : 8 * kPanelRowBytes;
+    return kNumPanels > 1 && box_shift == 3 ? 8 * kPanelRowBytes * kNumPanels : 8 * kPanelRowBytes;
   }
 };
 

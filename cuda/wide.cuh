@@ -2,11 +2,15 @@
 
 /// The wide kind: compute-bound items of up to 128 packed rows, 64 for each consumer warpgroup, all on the
 /// same K and V stages. Both products are wgmma: S = Q K^T with Q and K in shared memory, O += P V with P in
-/// registers, V's columns contiguous. S of the next tile is issued before O of this one, so that the softmax
-/// of one tile runs under the products of the other:
+/// registers, V's columns contiguous.
 ///
-///   tensor cores   QK_n-1 | QK_n-2  PV_n-1 | QK_n-3  PV_n-2 | ... | PV_0  QK of the next item |
-///   registers             | softmax_n-1    | softmax_n-2    | ... |       store               | softmax
+/// A product whose left operand lies in registers holds its warps at the issue until it is nearly done; one
+/// with both operands in shared memory does not. So what runs under the exponentials of a tile is Q K^T of
+/// the next, whose scores go where this tile's were: those have become exponents in registers of their own. P
+/// V runs under the exponentials of the other warpgroup.
+///
+///   tensor cores           | QK_n-2            PV_n-1 | QK_n-3 ...             | QK of the next item  PV_0 |
+///   registers      max_n-1 | exp2_n-1 -> P_n-1        max_n-2 | exp2_n-2 ...   | exp2_0 store
 ///
 /// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
 /// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
@@ -35,102 +39,94 @@ class WideConsumer {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
   }
 
+  /// The items [begin, end), which all have keys.
   __device__ __forceinline__ void run(int begin, int end, int32_t& is_last_arrival) {
-    const int thread = threadIdx.x - kWarpgroupThreads;
     HeadCursor cursor(work_, begin, end);
+    if (!cursor.valid()) return;
+    float scores[kWideScores];
+    wait_first_scores();
+    issue_scores(scores);
+    ptx::wgmma_wait_group<0>();
+    ptx::fence_registers(scores);
+    rings_.k.release(at_.k);
     while (cursor.valid()) {
-      if (!has_keys(cursor.item())) {
-        store_empty(Output(params_, work_, cursor.item(), cursor.kv_head()), thread);
-        finish_split(params_, work_, cursor.item(), cursor.kv_head(), thread, is_last_arrival);
-        cursor.advance();
-        continue;
-      }
-      float scores[kWideScores];
-      wait_first_scores();
-      issue_scores(scores);
-      bool next_has_keys;
-      do {
-        const WorkItem& item = cursor.item();
-        const int kv_head = cursor.kv_head();
-        cursor.advance();
-        next_has_keys = cursor.valid() && has_keys(cursor.item());
-        attend(item, kv_head, scores, next_has_keys);
-        finish_split(params_, work_, item, kv_head, thread, is_last_arrival);
-      } while (next_has_keys);
-      ptx::wgmma_wait_group<0>();
-      ptx::fence_registers(scores);
+      const WorkItem& item = cursor.item();
+      const int kv_head = cursor.kv_head();
+      cursor.advance();
+      attend(item, kv_head, scores, cursor.valid());
+      finish_split(params_, work_, item, kv_head, threadIdx.x - kWarpgroupThreads, is_last_arrival);
     }
   }
 
  private:
-  /// Until Q and the last tile of K of the next item are there.
+  /// Until Q and the last tile of K of an item are there.
   __device__ __forceinline__ void wait_first_scores() {
     rings_.q.wait_full(at_.q);
     ptx::fence_proxy_async();
     rings_.k.wait_full(at_.k);
   }
 
-  /// `scores`: in flight, of the item's last tile of keys, and at the end of the next item's. Where there is
-  /// none, they are issued all the same, on whatever lies in the stages, and never looked at: a branch around
-  /// them would make the compiler serialise all products.
+  /// `scores`: of the item's last tile of keys, and at the end of the next item's. Where there is none, they
+  /// are computed all the same, of whatever lies in the stages, and never looked at: a branch around them
+  /// would make the compiler serialise all products.
   __device__ __forceinline__ void attend(const WorkItem& item, int kv_head, float (&scores)[kWideScores],
-                                         bool next_has_keys) {
+                                         bool has_next) {
     float out[kWideOut];
-    uint32_t weights[kTileKv / 16][4];
     RowState rows[2];
-    const int visible[2] = {visible_end(item, first_row_, work_.group_size),
-                            visible_end(item, first_row_ + 8, work_.group_size)};
-    const int all_visible = visible_end(item, warpgroup_ * 64, work_.group_size);
+    float factors[2];
+    // The first row of the warpgroup sees the fewest keys.
+    const int all_visible = PackedRows(work_, item).visible_end(warpgroup_ * 64);
     const int kv_begin = item.kv_begin;
     int tile_begin = last_tile_begin(item);
+    const int last_tile_keys = item.kv_end - tile_begin;
 
-    if (!kGather && item.kv_end < tile_begin + kTileKv) clear_tail(item.kv_end - tile_begin);
-    ptx::wgmma_wait_group<0>();
-    ptx::fence_registers(scores);
-    rings_.k.release(at_.k);
-    float factors[2];
-    mask(scores, visible, all_visible, tile_begin);
-    softmax(scores, rows, factors);
-    pack_weights(scores, weights);
-
-    bool accumulate = false;
-    if (tile_begin > kv_begin) rings_.k.wait_full(at_.k);
+    const auto take_maxima = [&] {
+      if (tile_begin + kTileKv > all_visible) mask(scores, item, tile_begin);
+      raise_maxima(scores, rows, factors);
+      if (tile_begin > kv_begin) {
+        rings_.k.wait_full(at_.k);
+      } else {
+        rings_.q.release(at_.q);
+        if (has_next) wait_first_scores();
+      }
+    };
+    take_maxima();
+    multiply(scores, rows, out, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
-      issue_scores(scores);
-      rings_.v.wait_full(at_.v);
-      issue_out(out, weights, accumulate);
-      accumulate = true;
-      ptx::wgmma_wait_group<1>();
-      ptx::fence_registers(scores);
-      rings_.k.release(at_.k);
-      mask(scores, visible, all_visible, tile_begin);
-      softmax(scores, rows, factors);
-      // The softmax is to run under the products, but ptxas schedules a wait for O as early in its block as
-      // it can. So O is waited for in another block: after the next K.
-      ptx::fence_registers(scores);
-      if (tile_begin > kv_begin) rings_.k.wait_full(at_.k);
+      take_maxima();
       ptx::wgmma_wait_group<0>();
       ptx::fence_registers(out);
       rings_.v.release(at_.v);
       rescale(out, factors);
-      pack_weights(scores, weights);
+      multiply(scores, rows, out, true, kTileKv);
     }
-    rings_.q.release(at_.q);
-    rings_.v.wait_full(at_.v);
-    issue_out(out, weights, accumulate);
-    if (next_has_keys) wait_first_scores();
-    issue_scores(scores);
-    ptx::wgmma_wait_group<1>();
+    ptx::wgmma_wait_group<0>();
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
-    store(Output(params_, work_, item, kv_head), out, rows);
+    store(item, kv_head, out, rows);
+  }
+
+  /// Issues the next scores, makes weights of these meanwhile, issues O += weights V, and waits for the next
+  /// scores: O stays in flight.
+  __device__ __forceinline__ void multiply(float (&scores)[kWideScores], RowState (&rows)[2],
+                                           float (&out)[kWideOut], bool accumulate, int valid_keys) {
+    float exponents[kWideScores];
+    uint32_t weights[kTileKv / 16][4];
+    scale(scores, rows, exponents);
+    issue_scores(scores);
+    weigh(exponents, rows, weights);
+    rings_.v.wait_full(at_.v);
+    if (!kGather && valid_keys < kTileKv) clear_tail(valid_keys);
+    issue_out(out, weights, accumulate);
+    ptx::wgmma_wait_group<1>();
+    ptx::fence_registers(scores);
+    rings_.k.release(at_.k);
   }
 
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
   /// warpgroup does all of it for itself: the other's stores are the same.
   __device__ __forceinline__ void clear_tail(int valid_keys) {
-    rings_.v.wait_full(at_.v);
     unsigned char* stage = reinterpret_cast<unsigned char*>(tiles_.v[at_.v.stage()]);
     for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
       unsigned char* chunk = stage + v_layout_.row_offset(i / kPanelChunks) + i % kPanelChunks * 16;
@@ -176,37 +172,59 @@ class WideConsumer {
     ptx::wgmma_commit_group();
   }
 
-  /// Only tiles that touch an edge: the first row of the warpgroup sees the fewest keys.
-  __device__ __forceinline__ void mask(float (&scores)[kWideScores], const int (&visible)[2], int all_visible,
+  /// Only for tiles that touch an edge.
+  __device__ __forceinline__ void mask(float (&scores)[kWideScores], const WorkItem& item,
                                        int tile_begin) const {
-    if (tile_begin + kTileKv <= all_visible) return;
+    const PackedRows packed(work_, item);
     const int first_key = tile_begin + thread_ % 4 * 2;
+    const int visible[2] = {packed.visible_end(first_row_) - first_key,
+                            packed.visible_end(first_row_ + 8) - first_key};
 #pragma unroll
     for (int i = 0; i < kWideScores; ++i) {
-      const int key = first_key + i / 4 * 8 + i % 2;
-      if (key >= visible[i / 2 % 2]) scores[i] = -INFINITY;
+      if (i / 4 * 8 + i % 2 >= visible[i / 2 % 2]) scores[i] = -INFINITY;
     }
   }
 
-  /// Scores become weights; the rows' states and the factors for what was accumulated before follow.
-  __device__ __forceinline__ void softmax(float (&scores)[kWideScores], RowState (&rows)[2],
-                                          float (&factors)[2]) const {
+  /// The rows' maxima take those of the scores; the factors are for what was accumulated before.
+  __device__ __forceinline__ void raise_maxima(const float (&scores)[kWideScores], RowState (&rows)[2],
+                                               float (&factors)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float tile_max = -INFINITY;
+      float chain[2] = {-INFINITY, -INFINITY};  // two, since each maximum waits for the one before
 #pragma unroll
       for (int i = 2 * r; i < kWideScores; i += 4)
-        tile_max = fmaxf(tile_max, fmaxf(scores[i], scores[i + 1]));
+        chain[i / 4 % 2] = fmaxf(chain[i / 4 % 2], fmaxf(scores[i], scores[i + 1]));
+      float tile_max = fmaxf(chain[0], chain[1]);
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
       factors[r] = rows[r].raise_max(tile_max, scales_.score_log2);
-      const float scaled_max = finite_max(rows[r].m) * scales_.score_log2;
-#pragma unroll
-      for (int i = 2 * r; i < kWideScores; i += 4) {
-        scores[i] = rows[r].add(scores[i], scales_.score_log2, scaled_max);
-        scores[i + 1] = rows[r].add(scores[i + 1], scales_.score_log2, scaled_max);
-      }
     }
+  }
+
+  /// Frees the scores for the products to come.
+  __device__ __forceinline__ void scale(float (&scores)[kWideScores], const RowState (&rows)[2],
+                                        float (&exponents)[kWideScores]) const {
+#pragma unroll
+    for (int i = 0; i < kWideScores; ++i) {
+      const float scaled_max = finite_max(rows[i / 2 % 2].m) * scales_.score_log2;
+      exponents[i] = fmaf(scores[i], scales_.score_log2, -scaled_max);
+    }
+    ptx::fence_registers(exponents);
+  }
+
+  /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
+  __device__ __forceinline__ static void weigh(const float (&exponents)[kWideScores], RowState (&rows)[2],
+                                               uint32_t (&weights)[kTileKv / 16][4]) {
+    float sums[4] = {};  // of row 0, row 1, row 0, row 1
+#pragma unroll
+    for (int i = 0; i < kWideScores / 2; ++i) {
+      const float low = ptx::ex2(exponents[2 * i]);
+      const float high = ptx::ex2(exponents[2 * i + 1]);
+      sums[i % 4] += low + high;
+      weights[i / 4][i % 4] = ptx::pack<Element>(low, high);
+    }
+    rows[0].l += sums[0] + sums[2];
+    rows[1].l += sums[1] + sums[3];
   }
 
   /// Most tiles raise no maximum: then there is nothing to multiply.
@@ -216,57 +234,59 @@ class WideConsumer {
     for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
   }
 
-  /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
-  __device__ __forceinline__ static void pack_weights(const float (&scores)[kWideScores],
-                                                      uint32_t (&weights)[kTileKv / 16][4]) {
-#pragma unroll
-    for (int i = 0; i < kWideScores / 2; ++i)
-      weights[i / 4][i % 4] = ptx::pack<Element>(scores[2 * i], scores[2 * i + 1]);
-  }
-
-  __device__ __forceinline__ void store(const Output& output, float (&out)[kWideOut],
+  __device__ __forceinline__ void store(const WorkItem& item, int kv_head, float (&out)[kWideOut],
                                         RowState (&rows)[2]) const {
+    const PackedRows packed(work_, item);
+    const Output output(params_, work_, item, packed, kv_head);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float l = rows[r].l;
-      l += __shfl_xor_sync(0xffffffff, l, 1);
-      l += __shfl_xor_sync(0xffffffff, l, 2);
-      const int row = first_row_ + 8 * r;
-      const bool valid = row < output.item.num_rows;
-      const float scale = row_out_scale(l, scales_.v);
-      if (valid && thread_ % 4 == 0) output.store_lse(row, row_lse(rows[r].m, l, scales_.score_log2));
-      if (output.split == nullptr) {
-        store_final(output, out, r, scale);
-      } else if (valid) {
-        store_partial(output.partial_out_row(row) + thread_ % 4 * 2, out, r, scale);
+      rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, 1);
+      rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, 2);
+      const float scale = row_out_scale(rows[r].l, scales_.v);
+#pragma unroll
+      for (int i = 2 * r; i < kWideOut; i += 4) {
+        out[i] *= scale;
+        out[i + 1] *= scale;
       }
+      const int row = first_row_ + 8 * r;
+      if (thread_ % 4 == 0 && row < item.num_rows)
+        output.store_lse(row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
+    }
+    if (output.split == nullptr) {
+      store_final(output, out);
+    } else {
+      store_partial(output, out);
     }
   }
 
-  __device__ __forceinline__ static void store_partial(float* target, const float (&out)[kWideOut], int r,
-                                                       float scale) {
+  __device__ __forceinline__ void store_partial(const Output& output, const float (&out)[kWideOut]) const {
 #pragma unroll
-    for (int i = 2 * r; i < kWideOut; i += 4)
-      *reinterpret_cast<float2*>(target + 2 * (i - 2 * r)) = make_float2(out[i] * scale, out[i + 1] * scale);
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row_ + 8 * r;
+      if (row >= output.item.num_rows) return;
+      float* target = output.partial_out_row(row) + thread_ % 4 * 2;
+#pragma unroll
+      for (int i = 2 * r; i < kWideOut; i += 4)
+        *reinterpret_cast<float2*>(target + 2 * (i - 2 * r)) = make_float2(out[i], out[i + 1]);
+    }
   }
 
   /// Of 32 columns a lane holds two in each block of 8; after the transpose one whole block, which is one
   /// store of 16 bytes instead of four of 4.
-  __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut], int r,
-                                              float scale) const {
-    const int row = first_row_ + 8 * r;
-    const bool valid = row < output.item.num_rows;
-    Element* target = output.out_row(valid ? row : 0) + thread_ % 4 * 8;
+  __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
 #pragma unroll
-    for (int i = 2 * r; i < kWideOut; i += 16) {
-      uint32_t block[4];
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row_ + 8 * r;
+      const bool valid = row < output.item.num_rows;
+      Element* target = output.out_row(valid ? row : 0) + thread_ % 4 * 8;
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        block[j] = ptx::pack<Element>(out[i + 4 * j] * scale, out[i + 4 * j + 1] * scale);
-      transpose_quad(block);
-      if (valid)
-        *reinterpret_cast<uint4*>(target + 2 * (i - 2 * r)) =
-            make_uint4(block[0], block[1], block[2], block[3]);
+      for (int i = 2 * r; i < kWideOut; i += 16) {
+        uint32_t block[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) block[j] = ptx::pack<Element>(out[i + 4 * j], out[i + 4 * j + 1]);
+        transpose_quad(block);
+        if (valid) ptx::store_global_16(target + 2 * (i - 2 * r), block);
+      }
     }
   }
 

@@ -14,12 +14,21 @@ struct Work {
   const WorkItem* items;
   CtaRecord cta;
   int group_size;
+  unsigned group_inverse;  ///< ceil(2^16 / group_size)
 
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
         cta(plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x]),
-        group_size(header->group_size) {}
+        group_size(header->group_size),
+        group_inverse((kGroupUnit + group_size - 1) / group_size) {}
+
+  /// n / group_size without a division, for n up to a tile's rows and a group more: exact, since
+  /// n (group_inverse * group_size - kGroupUnit) < kGroupUnit.
+  __device__ __forceinline__ int num_tokens(int n) const { return n * group_inverse / kGroupUnit; }
+
+ private:
+  static constexpr unsigned kGroupUnit = 1 << 16;
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {
@@ -77,22 +86,41 @@ __device__ __forceinline__ int last_tile_begin(const WorkItem& item) {
   return item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
 }
 
-/// First key that row `row` of the tile does not see.
-__device__ __forceinline__ int visible_end(const WorkItem& item, int row, int group_size) {
-  return min(item.kv_end, item.causal_shift + (item.row_begin + row) / group_size + 1);
-}
-
 /// A packed row as a row of q, out and lse.
 struct QueryRow {
-  int64_t token;
+  int token;
   int head;
 };
 
-__device__ __forceinline__ QueryRow query_row(const WorkItem& item, int kv_head, int row, int group_size) {
-  const int packed = item.row_begin + row;
-  const int token = packed / group_size;
-  return {static_cast<int64_t>(item.q_token_begin) + token,
-          kv_head * group_size + packed - token * group_size};
-}
+/// The packed rows of one item, by their index in its tile: two divisions here, none for a row.
+class PackedRows {
+ public:
+  __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
+      : work_(work),
+        first_token_(item.row_begin / work.group_size),
+        first_head_(item.row_begin - first_token_ * work.group_size),
+        q_token_begin_(item.q_token_begin),
+        first_visible_(item.causal_shift + first_token_ + 1),
+        kv_end_(item.kv_end) {}
+
+  __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {
+    const int token = work_.num_tokens(first_head_ + row);
+    return {q_token_begin_ + first_token_ + token,
+            kv_head * work_.group_size + first_head_ + row - token * work_.group_size};
+  }
+
+  /// First key that a row does not see.
+  __device__ __forceinline__ int visible_end(int row) const {
+    return min(kv_end_, first_visible_ + work_.num_tokens(first_head_ + row));
+  }
+
+ private:
+  const Work& work_;
+  int first_token_;  ///< of the request's, that of row 0
+  int first_head_;   ///< of the group's, that of row 0
+  int q_token_begin_;
+  int first_visible_;
+  int kv_end_;
+};
 
 }  // namespace onewave

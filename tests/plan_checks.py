@@ -123,12 +123,12 @@ def check_items(batch: Batch, plan: Plan) -> None:
     is_narrow = np.zeros(len(items), dtype=bool)
     for cta in plan.ctas:
         is_narrow[cta["narrow_begin"] : cta["wide_begin"]] = True
-    assert (is_narrow == (num_rows <= NARROW_TILE_Q)).all()
-    assert (items["num_rows"] <= np.where(is_narrow, NARROW_TILE_Q, WIDE_TILE_Q)).all()
-
     last_token = (row_end - 1) // batch.group_size
     visible = kv_lens - qo_lens + last_token + 1 if batch.causal else kv_lens
     tile_end = np.clip(visible, 0, kv_lens)
+    of_narrow_request = num_rows <= NARROW_TILE_Q
+    assert (is_narrow == (of_narrow_request | (tile_end == 0))).all()
+    assert (items["num_rows"] <= np.where(of_narrow_request, NARROW_TILE_Q, WIDE_TILE_Q)).all()
     assert (items["kv_end"] <= tile_end).all(), "keys that no row of the tile sees"
     is_split = items["split_tile"] >= 0
     inner_end = is_split & (items["kv_end"] < tile_end)

@@ -25,7 +25,7 @@ NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 # struct KernelParams of cuda/params.h, up to v_scale.
-PARAMS = struct.Struct("<128s128s4Q4QQqqQqqQQQQQQiff4x")
+PARAMS = struct.Struct("<128s128s4Q4QQQ4iQQQQQQiff4x")
 
 Check = Callable[[Path], None]
 
@@ -310,7 +310,7 @@ def check_run_is_one_launch(path: Path) -> None:
     q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
     pages = (2 * PAGE_SIZE * cache_stride, cache_stride, HEAD_DIM)
     assert params[2:10] == (0x2000, *pages, 0x3000, *pages)
-    assert params[10:17] == (0x1000, q_stride, HEAD_DIM, 0x4000, q_stride, HEAD_DIM, 0x5000)
+    assert params[10:17] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
     assert params[17] == step.workspace
     assert params[18] == step.workspace + step.layout.partial_out_offset
     assert params[19] == step.workspace + step.layout.partial_lse_offset

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Copies from global to shared memory that complete on an mbarrier.
+/// Copies from global to shared memory that complete on an mbarrier, and accesses to global memory.
 
 #include "barrier.cuh"
 
@@ -27,8 +27,13 @@ __device__ __forceinline__ void prefetch_global_l1(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address) : "memory");
 }
 
+/// 16 bytes.
+__device__ __forceinline__ void cp_async_16(uint32_t destination, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
+}
+
 /// 16 bytes; zeros where `valid` is false, and then nothing is read.
-__device__ __forceinline__ void cp_async_16(uint32_t destination, const void* source, bool valid) {
+__device__ __forceinline__ void cp_async_16_or_zeros(uint32_t destination, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
                "r"(valid ? 16 : 0)
                : "memory");
@@ -38,6 +43,13 @@ __device__ __forceinline__ void cp_async_16(uint32_t destination, const void* so
 /// arrivals.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+/// One store of 16 bytes, which nvcc may otherwise take apart.
+__device__ __forceinline__ void store_global_16(void* destination, const uint32_t (&x)[4]) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(destination), "r"(x[0]), "r"(x[1]), "r"(x[2]),
+               "r"(x[3])
                : "memory");
 }
 

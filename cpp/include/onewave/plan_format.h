@@ -23,7 +23,7 @@ inline constexpr uint32_t kPlanVersion = 1;
 inline constexpr int32_t kTileKv = 128;
 /// Packed rows of one wide item at most (64 for each of two consumer warpgroups).
 inline constexpr int32_t kWideTileQ = 128;
-/// Packed rows of one narrow item at most.
+/// Packed rows of one narrow item at most. One without keys may have kWideTileQ.
 inline constexpr int32_t kNarrowTileQ = 32;
 /// CTAs of one launch at most: bounds the work list, not a property of a GPU.
 inline constexpr int32_t kMaxNumCtas = 1024;
