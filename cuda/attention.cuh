@@ -25,10 +25,10 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
     ptx::prefetch_tensor_map(&params.k_map);
     ptx::prefetch_tensor_map(&params.v_map);
   }
-  produce(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, storage.narrow_rings,
+  produce(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr, storage.narrow_rings,
           narrow_padded_rows);
   ptx::mbarrier_wait(&storage.narrow_done, 0);
-  produce(params, work, cta.wide_begin, cta.end, storage.wide, storage.wide_rings,
+  produce(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items, storage.wide_rings,
           [](int) { return kWideTileQ; });
 }
 
@@ -40,8 +40,8 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
     consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
   arrive_warp(&storage.narrow_done);
-  WideConsumer(params, work, storage.wide, storage.wide_rings)
-      .run(cta.wide_begin, cta.end, storage.is_last_arrival);
+  if (cta.wide_begin < cta.end)
+    WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.is_last_arrival);
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {

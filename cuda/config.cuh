@@ -56,14 +56,24 @@ inline constexpr int kNumStages = 256 / kHeadDim;
 /// Query tiles: that of the next item is loaded while this one is in use.
 inline constexpr int kQueryStages = 2;
 
+/// Records of wide items beside the query tiles. An item's is read until its output is stored, when the query
+/// tile after the next may be on its way.
+inline constexpr int kHeadItems = 2 * kQueryStages;
+
 /// In the gathering cubins all producer warps load K, V and Q; in the others warp 0 issues K's boxes, warp 1
 /// V's.
 inline constexpr int kQueryLoaderThreads = kGather ? 128 : 64;
+
+/// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
+/// as the products, and left alone the warpgroups fall into step and wait for each other at both (1387 us of
+/// prefill_1x8k_d64 become 1190); at 128 the products rule, and a turn costs 1 %.
+inline constexpr bool kTakeTurns = kHeadDim == 64;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {
   kBarrierConsumers = 1,  // all consumer threads
   kBarrierWarpgroup = 2,  // one consumer warpgroup: 2 and 3
+  kBarrierTurn = 4,       // the wide consumer warpgroup whose turn it is: 4 and 5
 };
 
 }  // namespace onewave

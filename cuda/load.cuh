@@ -121,9 +121,8 @@ struct GatherLoader {
     const int64_t offset = rows.page * source.page_stride + rows.token * source.token_stride;
     const Element* head = static_cast<const Element*>(source.data) + kv_head * source.head_stride +
                           lane % kPanelChunks * kChunkCols;
-    const uint32_t destination =
-        ptx::shared_address(stage) +
-        tile_offset(kTileKv, row - lane + lane / kPanelChunks, lane % kPanelChunks);
+    const uint32_t destination = ptx::shared_address(stage) +
+                                 tile_offset(kTileKv, row - lane + lane / kPanelChunks, lane % kPanelChunks);
     if (__all_sync(0xffffffff, valid)) {
       copy_rows<true>(head, offset * sizeof(Element), destination);
     } else {
@@ -169,13 +168,12 @@ struct GatherLoader {
 /// Fills the first `num_rows` rows of the query tile; rows the item does not have become zeros. `thread`
 /// counts the kQueryLoaderThreads threads that share the work.
 template <int kTileElements>
-__device__ __forceinline__ void load_queries(const KernelParams& params, const Work& work,
-                                             const WorkItem& item, int kv_head, int num_rows, int thread,
+__device__ __forceinline__ void load_queries(const KernelParams& params, const WorkItem& item,
+                                             const PackedRows& rows, int kv_head, int num_rows, int thread,
                                              Element (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
   const int chunk = thread % kRowChunks;
   const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
-  const PackedRows rows(work, item);
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
   for (int row = thread / kRowChunks; row < num_rows; row += kQueryLoaderThreads / kRowChunks) {
     const bool valid = row < item.num_rows;

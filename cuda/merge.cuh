@@ -45,11 +45,10 @@ __device__ __forceinline__ void merge_splits(const Output& output, int thread) {
 /// tile if it was the last. The barriers carry the threads' stores to the one that fences, and its fence back
 /// to the readers.
 __device__ __forceinline__ void finish_split(const KernelParams& params, const Work& work,
-                                             const WorkItem& item, int kv_head, int thread,
-                                             int32_t& is_last_arrival) {
+                                             const WorkItem& item, const PackedRows& rows, int kv_head,
+                                             int thread, int32_t& is_last_arrival) {
   if (item.split_tile < 0) return;
-  const PackedRows packed(work, item);
-  const Output output(params, work, item, packed, kv_head);
+  const Output output(params, work, item, rows, kv_head);
   ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
   if (thread == 0) {
     uint32_t* counter = reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(output.params.plan) +

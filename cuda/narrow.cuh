@@ -215,7 +215,8 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   } else {
     NarrowConsumer<32>(params, work, storage, rings, at).attend(item, kv_head);
   }
-  finish_split(params, work, item, kv_head, thread, is_last_arrival);
+  if (item.split_tile >= 0)
+    finish_split(params, work, item, PackedRows(work, item), kv_head, thread, is_last_arrival);
 }
 
 }  // namespace onewave

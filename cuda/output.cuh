@@ -75,19 +75,6 @@ struct Output {
   }
 };
 
-/// Transposes a 4 x 4 matrix of which each lane of a quad (4 neighbouring lanes) holds a row.
-__device__ __forceinline__ void transpose_quad(uint32_t (&row)[4]) {
-  const auto exchange = [](uint32_t& low, uint32_t& high, int distance) {
-    const bool is_high = threadIdx.x & distance;
-    const uint32_t received = __shfl_xor_sync(0xffffffff, is_high ? low : high, distance);
-    (is_high ? low : high) = received;
-  };
-  exchange(row[0], row[1], 1);
-  exchange(row[2], row[3], 1);
-  exchange(row[0], row[2], 2);
-  exchange(row[1], row[3], 2);
-}
-
 /// Rows that see no key: all consumer threads.
 __device__ __forceinline__ void store_empty(const Output& output, int thread) {
   for (int i = thread; i < output.item.num_rows * (kHeadDim / 4); i += kConsumerThreads) {

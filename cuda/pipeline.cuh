@@ -65,7 +65,7 @@ struct KindRings {
 
   __device__ void init() {
     constexpr uint32_t kKvArrivals = kGather ? kWarpgroupThreads : 1;
-    q.init(kQueryLoaderThreads);
+    q.init(kQueryLoaderThreads + 1);  // the last is of the thread that writes the item's record
     k.init(kKvArrivals);
     v.init(kKvArrivals);
   }

@@ -63,18 +63,19 @@ class KvTileStream {
   bool is_first_;
 };
 
-/// Loads the query tile of one (item, kv head) after another. `padded_rows(num_rows)`: how many rows of it
-/// the consumers read.
+/// Loads the query tile of one (item, kv head) after another, and writes its record to `items`, where there
+/// are any. `padded_rows(num_rows)`: how many rows of it the consumers read.
 template <class KindTiles, class PaddedRows>
 class QueryStream {
  public:
   __device__ __forceinline__ QueryStream(const KernelParams& params, const Work& work,
-                                         const HeadCursor& cursor, KindTiles& tiles, KindRings& rings,
-                                         const PaddedRows& padded_rows)
+                                         const HeadCursor& cursor, KindTiles& tiles, HeadItem* items,
+                                         KindRings& rings, const PaddedRows& padded_rows)
       : params_(params),
         work_(work),
         cursor_(cursor),
         tiles_(tiles),
+        items_(items),
         rings_(rings),
         padded_rows_(padded_rows) {
     cursor_.skip_keyless();
@@ -83,12 +84,20 @@ class QueryStream {
   __device__ __forceinline__ bool valid() const { return cursor_.valid(); }
 
   __device__ __forceinline__ void load_next() {
+    const WorkItem& item = cursor_.item();
+    const int kv_head = cursor_.kv_head();
+    const int thread = threadIdx.x % kQueryLoaderThreads;
+    const PackedRows rows(work_, item);
     rings_.q.wait_empty(at_);
-    load_queries(params_, work_, cursor_.item(), cursor_.kv_head(), padded_rows_(cursor_.item().num_rows),
-                 threadIdx.x % kQueryLoaderThreads, tiles_.q[at_.stage()], &rings_.q.full[at_.stage()]);
-    at_.advance();
+    load_queries(params_, item, rows, kv_head, padded_rows_(item.num_rows), thread, tiles_.q[at_.stage()],
+                 &rings_.q.full[at_.stage()]);
     cursor_.advance();
     cursor_.skip_keyless();
+    if (thread == 0) {
+      if (items_ != nullptr) items_[at_.count % kHeadItems] = {item, rows, kv_head, cursor_.valid()};
+      ptx::mbarrier_arrive(&rings_.q.full[at_.stage()]);
+    }
+    at_.advance();
   }
 
  private:
@@ -96,6 +105,7 @@ class QueryStream {
   const Work& work_;
   HeadCursor cursor_;
   KindTiles& tiles_;
+  HeadItem* items_;
   KindRings& rings_;
   const PaddedRows& padded_rows_;
   RingPosition<kQueryStages> at_;
@@ -146,11 +156,12 @@ __device__ __forceinline__ void load_tiles(const KvLoader& loader, const HeadCur
 /// The items [begin, end).
 template <class KindTiles, class PaddedRows>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, int begin, int end,
-                                        KindTiles& tiles, KindRings& rings, const PaddedRows& padded_rows) {
+                                        KindTiles& tiles, HeadItem* items, KindRings& rings,
+                                        const PaddedRows& padded_rows) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   const HeadCursor cursor(work, begin, end);
   const KvLoader loader(params, work.header);
-  QueryStream<KindTiles, PaddedRows> queries(params, work, cursor, tiles, rings, padded_rows);
+  QueryStream<KindTiles, PaddedRows> queries(params, work, cursor, tiles, items, rings, padded_rows);
   if constexpr (kGather) {
     load_together(loader, cursor, tiles, rings, queries);
   } else if (warp == 0) {

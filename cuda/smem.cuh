@@ -2,15 +2,16 @@
 
 /// The shared-memory plan of a CTA.
 ///
-///   | rings of both kinds, flag |  wide:   Q stages of 128 rows | K stages | V stages |
-///   |                           |  narrow: Q stages of  32 rows | K stages | V stages | join |      (the
-///   same bytes)
+///   | rings of both kinds, flag |  wide:   Q stages of 128 rows | K stages | V stages | items |
+///   |                           |  narrow: Q stages of  32 rows | K stages | V stages | join  |  (the same
+///   bytes)
 ///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
 /// arrived on narrow_done.
 
 #include "config.cuh"
 #include "pipeline.cuh"
+#include "work.cuh"
 
 namespace onewave {
 
@@ -42,6 +43,11 @@ struct JoinBuffer {
 };
 static_assert(8 * join_pitch(8) <= kNarrowTileQ * join_pitch(kNarrowTileQ));
 
+struct WideStorage {
+  WideTiles tiles;
+  HeadItem items[kHeadItems];
+};
+
 struct NarrowStorage {
   NarrowTiles tiles;
   JoinBuffer join;
@@ -49,7 +55,7 @@ struct NarrowStorage {
 
 struct SharedStorage {
   union {
-    WideTiles wide;
+    WideStorage wide;
     NarrowStorage narrow;
   };
   KindRings wide_rings;

@@ -41,7 +41,7 @@ __device__ __forceinline__ float row_lse(float m, float l, float scale_log2) {
 
 /// The factor that normalises a row's output; a row that saw no key gets 0.
 __device__ __forceinline__ float row_out_scale(float l, float v_scale) {
-  return l == 0.f ? 0.f : v_scale / l;
+  return l == 0.f ? 0.f : v_scale * ptx::rcp(l);
 }
 
 /// The factors of one launch.

@@ -26,11 +26,11 @@ inline constexpr int kWideOut = kHeadDim / 2;
 
 class WideConsumer {
  public:
-  __device__ __forceinline__ WideConsumer(const KernelParams& params, const Work& work, WideTiles& tiles,
+  __device__ __forceinline__ WideConsumer(const KernelParams& params, const Work& work, WideStorage& storage,
                                           KindRings& rings)
       : params_(params),
         work_(work),
-        tiles_(tiles),
+        storage_(storage),
         rings_(rings),
         scales_(params, work.header),
         v_layout_(value_layout(params)),
@@ -39,23 +39,24 @@ class WideConsumer {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
   }
 
-  /// The items [begin, end), which all have keys.
-  __device__ __forceinline__ void run(int begin, int end, int32_t& is_last_arrival) {
-    HeadCursor cursor(work_, begin, end);
-    if (!cursor.valid()) return;
+  /// All items of the list: one or more, and all have keys.
+  __device__ __forceinline__ void run(int32_t& is_last_arrival) {
+    if (warpgroup_ == 1) pass_turn();
     float scores[kWideScores];
     wait_first_scores();
     issue_scores(scores);
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(scores);
     rings_.k.release(at_.k);
-    while (cursor.valid()) {
-      const WorkItem& item = cursor.item();
-      const int kv_head = cursor.kv_head();
-      cursor.advance();
-      attend(item, kv_head, scores, cursor.valid());
-      finish_split(params_, work_, item, kv_head, threadIdx.x - kWarpgroupThreads, is_last_arrival);
-    }
+    bool has_next;
+    do {
+      const HeadItem& tile = storage_.items[at_.q.count % kHeadItems];
+      has_next = tile.has_next;
+      attend(tile, scores);
+      finish_split(params_, work_, tile.item, tile.rows, tile.kv_head, threadIdx.x - kWarpgroupThreads,
+                   is_last_arrival);
+    } while (has_next);
+    if (warpgroup_ == 0) take_turn();
   }
 
  private:
@@ -69,25 +70,24 @@ class WideConsumer {
   /// `scores`: of the item's last tile of keys, and at the end of the next item's. Where there is none, they
   /// are computed all the same, of whatever lies in the stages, and never looked at: a branch around them
   /// would make the compiler serialise all products.
-  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head, float (&scores)[kWideScores],
-                                         bool has_next) {
+  __device__ __forceinline__ void attend(const HeadItem& tile, float (&scores)[kWideScores]) {
     float out[kWideOut];
     RowState rows[2];
     float factors[2];
     // The first row of the warpgroup sees the fewest keys.
-    const int all_visible = PackedRows(work_, item).visible_end(warpgroup_ * 64);
-    const int kv_begin = item.kv_begin;
-    int tile_begin = last_tile_begin(item);
-    const int last_tile_keys = item.kv_end - tile_begin;
+    const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
+    const int kv_begin = tile.item.kv_begin;
+    int tile_begin = last_tile_begin(tile.item);
+    const int last_tile_keys = tile.item.kv_end - tile_begin;
 
     const auto take_maxima = [&] {
-      if (tile_begin + kTileKv > all_visible) mask(scores, item, tile_begin);
+      if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
       raise_maxima(scores, rows, factors);
       if (tile_begin > kv_begin) {
         rings_.k.wait_full(at_.k);
       } else {
         rings_.q.release(at_.q);
-        if (has_next) wait_first_scores();
+        if (tile.has_next) wait_first_scores();
       }
     };
     take_maxima();
@@ -104,7 +104,7 @@ class WideConsumer {
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
-    store(item, kv_head, out, rows);
+    store(tile, out, rows);
   }
 
   /// Issues the next scores, makes weights of these meanwhile, issues O += weights V, and waits for the next
@@ -114,8 +114,12 @@ class WideConsumer {
     float exponents[kWideScores];
     uint32_t weights[kTileKv / 16][4];
     scale(scores, rows, exponents);
+    take_turn();
     issue_scores(scores);
+    ptx::fence_registers(exponents);
     weigh(exponents, rows, weights);
+    ptx::fence_registers(weights);
+    pass_turn();
     rings_.v.wait_full(at_.v);
     if (!kGather && valid_keys < kTileKv) clear_tail(valid_keys);
     issue_out(out, weights, accumulate);
@@ -124,10 +128,18 @@ class WideConsumer {
     rings_.k.release(at_.k);
   }
 
+  /// The turn of the exponentials, and of the scores issued before them.
+  __device__ __forceinline__ void take_turn() const {
+    if (kTakeTurns) ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    if (kTakeTurns) ptx::bar_arrive(kBarrierTurn + 1 - warpgroup_, kConsumerThreads);
+  }
+
   /// Zeroes V past the request's last key, where a page's unused rows may hold NaN (0 * NaN is NaN). Each
   /// warpgroup does all of it for itself: the other's stores are the same.
   __device__ __forceinline__ void clear_tail(int valid_keys) {
-    unsigned char* stage = reinterpret_cast<unsigned char*>(tiles_.v[at_.v.stage()]);
+    unsigned char* stage = reinterpret_cast<unsigned char*>(storage_.tiles.v[at_.v.stage()]);
     for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
       unsigned char* chunk = stage + v_layout_.row_offset(i / kPanelChunks) + i % kPanelChunks * 16;
 #pragma unroll
@@ -141,9 +153,10 @@ class WideConsumer {
   __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
     constexpr int kStepsPerPanel = kPanelCols / 16;
     constexpr int kGroupBytes = 8 * kPanelRowBytes;
-    const uint32_t q_rows = ptx::shared_address(tiles_.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
+    const uint32_t q_rows =
+        ptx::shared_address(storage_.tiles.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
-    const ptx::WgmmaDescriptor k(ptx::shared_address(tiles_.k[at_.k.stage()]), 16, kGroupBytes);
+    const ptx::WgmmaDescriptor k(ptx::shared_address(storage_.tiles.k[at_.k.stage()]), 16, kGroupBytes);
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
@@ -159,8 +172,8 @@ class WideConsumer {
 
   __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
                                             const uint32_t (&weights)[kTileKv / 16][4], bool accumulate) {
-    const ptx::WgmmaDescriptor v(ptx::shared_address(tiles_.v[at_.v.stage()]), v_layout_.panel_bytes(),
-                                 v_layout_.group_bytes());
+    const ptx::WgmmaDescriptor v(ptx::shared_address(storage_.tiles.v[at_.v.stage()]),
+                                 v_layout_.panel_bytes(), v_layout_.group_bytes());
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
@@ -173,9 +186,8 @@ class WideConsumer {
   }
 
   /// Only for tiles that touch an edge.
-  __device__ __forceinline__ void mask(float (&scores)[kWideScores], const WorkItem& item,
+  __device__ __forceinline__ void mask(float (&scores)[kWideScores], const PackedRows& packed,
                                        int tile_begin) const {
-    const PackedRows packed(work_, item);
     const int first_key = tile_begin + thread_ % 4 * 2;
     const int visible[2] = {packed.visible_end(first_row_) - first_key,
                             packed.visible_end(first_row_ + 8) - first_key};
@@ -234,10 +246,9 @@ class WideConsumer {
     for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void store(const WorkItem& item, int kv_head, float (&out)[kWideOut],
+  __device__ __forceinline__ void store(const HeadItem& tile, float (&out)[kWideOut],
                                         RowState (&rows)[2]) const {
-    const PackedRows packed(work_, item);
-    const Output output(params_, work_, item, packed, kv_head);
+    const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, 1);
@@ -249,7 +260,7 @@ class WideConsumer {
         out[i + 1] *= scale;
       }
       const int row = first_row_ + 8 * r;
-      if (thread_ % 4 == 0 && row < item.num_rows)
+      if (thread_ % 4 == 0 && row < tile.item.num_rows)
         output.store_lse(row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
     }
     if (output.split == nullptr) {
@@ -271,28 +282,30 @@ class WideConsumer {
     }
   }
 
-  /// Of 32 columns a lane holds two in each block of 8; after the transpose one whole block, which is one
-  /// store of 16 bytes instead of four of 4.
+  /// A lane holds two columns of each block of 8. Neighbours exchange, so that one has four columns of a
+  /// block and the other four of the next: eight bytes a lane, and whole sectors a row.
   __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
+    const bool is_odd = thread_ % 2;
+    const int first_col = thread_ % 4 / 2 * 4 + is_odd * 8;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
       const bool valid = row < output.item.num_rows;
-      Element* target = output.out_row(valid ? row : 0) + thread_ % 4 * 8;
+      Element* target = output.out_row(valid ? row : 0) + first_col;
 #pragma unroll
-      for (int i = 2 * r; i < kWideOut; i += 16) {
-        uint32_t block[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) block[j] = ptx::pack<Element>(out[i + 4 * j], out[i + 4 * j + 1]);
-        transpose_quad(block);
-        if (valid) ptx::store_global_16(target + 2 * (i - 2 * r), block);
+      for (int i = 2 * r; i < kWideOut; i += 8) {
+        const uint32_t block = ptx::pack<Element>(out[i], out[i + 1]);
+        const uint32_t next_block = ptx::pack<Element>(out[i + 4], out[i + 5]);
+        const uint32_t received = __shfl_xor_sync(0xffffffff, is_odd ? block : next_block, 1);
+        const uint2 columns = is_odd ? make_uint2(received, next_block) : make_uint2(block, received);
+        if (valid) *reinterpret_cast<uint2*>(target + 2 * (i - 2 * r)) = columns;
       }
     }
   }
 
   const KernelParams& params_;
   const Work& work_;
-  WideTiles& tiles_;
+  WideStorage& storage_;
   KindRings& rings_;
   const Scales scales_;
   const ValueLayout v_layout_;

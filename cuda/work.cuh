@@ -14,21 +14,12 @@ struct Work {
   const WorkItem* items;
   CtaRecord cta;
   int group_size;
-  unsigned group_inverse;  ///< ceil(2^16 / group_size)
 
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
         cta(plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x]),
-        group_size(header->group_size),
-        group_inverse((kGroupUnit + group_size - 1) / group_size) {}
-
-  /// n / group_size without a division, for n up to a tile's rows and a group more: exact, since
-  /// n (group_inverse * group_size - kGroupUnit) < kGroupUnit.
-  __device__ __forceinline__ int num_tokens(int n) const { return n * group_inverse / kGroupUnit; }
-
- private:
-  static constexpr unsigned kGroupUnit = 1 << 16;
+        group_size(header->group_size) {}
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {
@@ -92,35 +83,51 @@ struct QueryRow {
   int head;
 };
 
-/// The packed rows of one item, by their index in its tile: two divisions here, none for a row.
+/// The packed rows of one item, by their index in its tile: three divisions here, none for a row.
 class PackedRows {
  public:
+  PackedRows() = default;
+
   __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
-      : work_(work),
-        first_token_(item.row_begin / work.group_size),
-        first_head_(item.row_begin - first_token_ * work.group_size),
-        q_token_begin_(item.q_token_begin),
-        first_visible_(item.causal_shift + first_token_ + 1),
-        kv_end_(item.kv_end) {}
+      : group_size_(work.group_size), group_inverse_((kUnit + work.group_size - 1) / work.group_size) {
+    const int first_token = item.row_begin / group_size_;
+    first_head_ = item.row_begin - first_token * group_size_;
+    q_token_begin_ = item.q_token_begin + first_token;
+    first_visible_ = item.causal_shift + first_token + 1;
+    kv_end_ = item.kv_end;
+  }
 
   __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {
-    const int token = work_.num_tokens(first_head_ + row);
-    return {q_token_begin_ + first_token_ + token,
-            kv_head * work_.group_size + first_head_ + row - token * work_.group_size};
+    const int token = num_tokens(first_head_ + row);
+    return {q_token_begin_ + token, kv_head * group_size_ + first_head_ + row - token * group_size_};
   }
 
   /// First key that a row does not see.
   __device__ __forceinline__ int visible_end(int row) const {
-    return min(kv_end_, first_visible_ + work_.num_tokens(first_head_ + row));
+    return min(kv_end_, first_visible_ + num_tokens(first_head_ + row));
   }
 
  private:
-  const Work& work_;
-  int first_token_;  ///< of the request's, that of row 0
-  int first_head_;   ///< of the group's, that of row 0
-  int q_token_begin_;
-  int first_visible_;
+  static constexpr int kUnit = 1 << 16;
+
+  /// n / group_size_, for n up to a tile's rows and a group more: exact, since
+  /// n (group_inverse_ * group_size_ - kUnit) < kUnit.
+  __device__ __forceinline__ int num_tokens(int n) const { return n * group_inverse_ / kUnit; }
+
+  int group_size_;
+  int group_inverse_;  ///< kUnit / group_size_, rounded up
+  int first_head_;     ///< of row 0, in its group
+  int q_token_begin_;  ///< of row 0, a row of q
+  int first_visible_;  ///< first key that row 0 does not see
   int kv_end_;
+};
+
+/// One kv head of an item, as the consumers read it from shared memory.
+struct HeadItem {
+  WorkItem item;
+  PackedRows rows;
+  int kv_head;
+  bool has_next;
 };
 
 }  // namespace onewave

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Copies from global to shared memory that complete on an mbarrier, and accesses to global memory.
+/// Copies from global to shared memory that complete on an mbarrier.
 
 #include "barrier.cuh"
 
@@ -43,13 +43,6 @@ __device__ __forceinline__ void cp_async_16_or_zeros(uint32_t destination, const
 /// arrivals.
 __device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-}
-
-/// One store of 16 bytes, which nvcc may otherwise take apart.
-__device__ __forceinline__ void store_global_16(void* destination, const uint32_t (&x)[4]) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(destination), "r"(x[0]), "r"(x[1]), "r"(x[2]),
-               "r"(x[3])
                : "memory");
 }
 

@@ -38,6 +38,13 @@ __device__ __forceinline__ float ex2(float x) {
   return y;
 }
 
+/// 1 / x, to one unit of the last place.
+__device__ __forceinline__ float rcp(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ float lg2(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -52,6 +52,12 @@ __device__ __forceinline__ void fence_registers(float (&d)[kSize]) {
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+template <int kRows, int kCols>
+__device__ __forceinline__ void fence_registers(uint32_t (&d)[kRows][kCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows * kCols; ++i) asm volatile("" : "+r"(d[i / kCols][i % kCols])::"memory");
+}
+
 // Operand lists of 8 and 32 accumulator registers.
 #define ONEWAVE_ACC8(d, i)                                                                    \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
