@@ -99,7 +99,7 @@ struct GatherLoader {
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
     const int key = tile_begin + row;
     if (key >= keys.end) return {-1, 0};
-    const unsigned page_idx = static_cast<unsigned>(key) / page_size;
+    const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
     return {kv_indices[keys.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
   }
 

@@ -50,6 +50,15 @@ struct Ring {
     ptx::mbarrier_wait(&full[position.stage()], position.parity());
   }
 
+  /// The answer takes a while to come: asked ahead of other work, and handed to wait_full_unless after it.
+  __device__ __forceinline__ bool is_full(const RingPosition<kStages>& position) {
+    return ptx::mbarrier_test(&full[position.stage()], position.parity());
+  }
+
+  __device__ __forceinline__ void wait_full_unless(bool was_full, const RingPosition<kStages>& position) {
+    if (!was_full) wait_full(position);
+  }
+
   /// By every consumer warp, once all its lanes have read the stage.
   __device__ __forceinline__ void release(RingPosition<kStages>& position) {
     arrive_warp(&empty[position.stage()]);

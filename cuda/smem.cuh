@@ -77,6 +77,11 @@ struct ValueLayout {
     const int box = key >> box_shift;
     return (box * kNumPanels << box_shift) * kPanelRowBytes + (key & ((1 << box_shift) - 1)) * kPanelRowBytes;
   }
+  /// The same of key 16 * step, for a whole number of steps: a box of few tokens is all in one step.
+  __device__ __forceinline__ uint32_t step_offset(int step) const {
+    const int first_step_of_box = step & -1 << max(box_shift - 4, 0);
+    return (step + first_step_of_box * (kNumPanels - 1)) * 16 * kPanelRowBytes;
+  }
   __device__ __forceinline__ uint32_t panel_bytes() const { return kPanelRowBytes << box_shift; }
   /// From 8 keys to the next 8, where both lie in one multiple of 16.
   __device__ __forceinline__ uint32_t group_bytes() const {

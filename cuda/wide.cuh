@@ -33,6 +33,7 @@ class WideConsumer {
         storage_(storage),
         rings_(rings),
         scales_(params, work.header),
+        max_rise_(kMaxRiseLog2 / scales_.score_log2),
         v_layout_(value_layout(params)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
@@ -73,38 +74,48 @@ class WideConsumer {
   __device__ __forceinline__ void attend(const HeadItem& tile, float (&scores)[kWideScores]) {
     float out[kWideOut];
     RowState rows[2];
-    float factors[2];
+    float factors[2], out_scales[2];
     // The first row of the warpgroup sees the fewest keys.
     const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
     const int kv_begin = tile.item.kv_begin;
     int tile_begin = last_tile_begin(tile.item);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
-    const auto take_maxima = [&] {
-      if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
-      raise_maxima(scores, rows, factors);
-      if (tile_begin > kv_begin) {
-        rings_.k.wait_full(at_.k);
-      } else {
-        rings_.q.release(at_.q);
-        if (tile.has_next) wait_first_scores();
-      }
-    };
-    take_maxima();
+    if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
+    float maxima[2];
+    take_maxima(scores, maxima);
+    raise_references(maxima, rows, factors);
+    wait_next_scores(false, tile_begin <= kv_begin, tile.has_next);
     multiply(scores, rows, out, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
-      take_maxima();
+      const bool has_next_keys = rings_.k.is_full(at_.k);
+      if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
+      take_maxima(scores, maxima);
+      const bool rise = exceed_references(maxima, rows);
+      if (rise) raise_references(maxima, rows, factors);
+      wait_next_scores(has_next_keys, tile_begin <= kv_begin, tile.has_next);
       ptx::wgmma_wait_group<0>();
       ptx::fence_registers(out);
       rings_.v.release(at_.v);
-      rescale(out, factors);
+      if (rise) rescale(out, factors);
       multiply(scores, rows, out, true, kTileKv);
     }
+    finish_rows(tile, rows, out_scales);
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
-    store(tile, out, rows);
+    store(tile, out, out_scales);
+  }
+
+  /// Until the operands of the scores after these are there.
+  __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile, bool has_next) {
+    if (!is_last_tile) {
+      rings_.k.wait_full_unless(has_keys, at_.k);
+    } else {
+      rings_.q.release(at_.q);
+      if (has_next) wait_first_scores();
+    }
   }
 
   /// Issues the next scores, makes weights of these meanwhile, issues O += weights V, and waits for the next
@@ -179,7 +190,7 @@ class WideConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTileKv / 16; ++step) {
-      ptx::wgmma_m64k16_trans<Element>(out, weights[step], v.at(v_layout_.row_offset(16 * step)),
+      ptx::wgmma_m64k16_trans<Element>(out, weights[step], v.at(v_layout_.step_offset(step)),
                                        accumulate || step > 0);
     }
     ptx::wgmma_commit_group();
@@ -197,20 +208,35 @@ class WideConsumer {
     }
   }
 
-  /// The rows' maxima take those of the scores; the factors are for what was accumulated before.
-  __device__ __forceinline__ void raise_maxima(const float (&scores)[kWideScores], RowState (&rows)[2],
-                                               float (&factors)[2]) const {
+  /// Of the scores that this thread holds.
+  __device__ __forceinline__ static void take_maxima(const float (&scores)[kWideScores], float (&maxima)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float chain[2] = {-INFINITY, -INFINITY};  // two, since each maximum waits for the one before
 #pragma unroll
       for (int i = 2 * r; i < kWideScores; i += 4)
         chain[i / 4 % 2] = fmaxf(chain[i / 4 % 2], fmaxf(scores[i], scores[i + 1]));
-      float tile_max = fmaxf(chain[0], chain[1]);
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
-      factors[r] = rows[r].raise_max(tile_max, scales_.score_log2);
+      maxima[r] = fmaxf(chain[0], chain[1]);
     }
+  }
+
+  /// Whether some row of the warp has a score too far above its reference. Most tiles have none, and then the
+  /// lanes of a row need not agree on its maximum, nor is there anything to rescale.
+  __device__ __forceinline__ bool exceed_references(const float (&maxima)[2],
+                                                    const RowState (&rows)[2]) const {
+    return __any_sync(0xffffffff, maxima[0] > rows[0].m + max_rise_ || maxima[1] > rows[1].m + max_rise_);
+  }
+
+  /// The references become the rows' maxima; the factors are for what was accumulated before.
+  __device__ __forceinline__ void raise_references(float (&maxima)[2], RowState (&rows)[2],
+                                                   float (&factors)[2]) const {
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) maxima[r] = fmaxf(maxima[r], __shfl_xor_sync(0xffffffff, maxima[r], lanes));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) factors[r] = rows[r].raise_max(maxima[r], scales_.score_log2);
   }
 
   /// Frees the scores for the products to come.
@@ -239,30 +265,35 @@ class WideConsumer {
     rows[1].l += sums[1] + sums[3];
   }
 
-  /// Most tiles raise no maximum: then there is nothing to multiply.
   __device__ __forceinline__ static void rescale(float (&out)[kWideOut], const float (&factors)[2]) {
-    if (!__any_sync(0xffffffff, factors[0] != 1.f || factors[1] != 1.f)) return;
 #pragma unroll
     for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void store(const HeadItem& tile, float (&out)[kWideOut],
-                                        RowState (&rows)[2]) const {
+  /// Where an item's last weights are made: stores the rows' lse. `out_scales`: what
+  /// the output is to be multiplied with.
+  __device__ __forceinline__ void finish_rows(const HeadItem& tile, RowState (&rows)[2],
+                                              float (&out_scales)[2]) const {
     const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, 1);
-      rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, 2);
-      const float scale = row_out_scale(rows[r].l, scales_.v);
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
 #pragma unroll
-      for (int i = 2 * r; i < kWideOut; i += 4) {
-        out[i] *= scale;
-        out[i + 1] *= scale;
-      }
+      for (int r = 0; r < 2; ++r) rows[r].l += __shfl_xor_sync(0xffffffff, rows[r].l, lanes);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
       if (thread_ % 4 == 0 && row < tile.item.num_rows)
         output.store_lse(row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
+      out_scales[r] = row_out_scale(rows[r].l, scales_.v);
     }
+  }
+
+  __device__ __forceinline__ void store(const HeadItem& tile, float (&out)[kWideOut],
+                                        const float (&out_scales)[2]) const {
+    const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
+#pragma unroll
+    for (int i = 0; i < kWideOut; ++i) out[i] *= out_scales[i / 2 % 2];
     if (output.split == nullptr) {
       store_final(output, out);
     } else {
@@ -287,18 +318,18 @@ class WideConsumer {
   __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
     const bool is_odd = thread_ % 2;
     const int first_col = thread_ % 4 / 2 * 4 + is_odd * 8;
+    Element* const targets[2] = {output.out_row(first_row_) + first_col,
+                                 output.out_row(first_row_ + 8) + first_col};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = first_row_ + 8 * r;
-      const bool valid = row < output.item.num_rows;
-      Element* target = output.out_row(valid ? row : 0) + first_col;
+      const bool valid = first_row_ + 8 * r < output.item.num_rows;
 #pragma unroll
       for (int i = 2 * r; i < kWideOut; i += 8) {
         const uint32_t block = ptx::pack<Element>(out[i], out[i + 1]);
         const uint32_t next_block = ptx::pack<Element>(out[i + 4], out[i + 5]);
         const uint32_t received = __shfl_xor_sync(0xffffffff, is_odd ? block : next_block, 1);
         const uint2 columns = is_odd ? make_uint2(received, next_block) : make_uint2(block, received);
-        if (valid) *reinterpret_cast<uint2*>(target + 2 * (i - 2 * r)) = columns;
+        if (valid) *reinterpret_cast<uint2*>(targets[r] + 2 * (i - 2 * r)) = columns;
       }
     }
   }
@@ -308,6 +339,7 @@ class WideConsumer {
   WideStorage& storage_;
   KindRings& rings_;
   const Scales scales_;
+  const float max_rise_;  ///< of a score above its row's reference
   const ValueLayout v_layout_;
   const int thread_;     ///< in the warpgroup
   const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
