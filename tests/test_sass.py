@@ -1,0 +1,141 @@
+"""What the compiler made of the kernels: where it puts the products and their waits decides how fast they are, and it
+says nothing when it changes its mind. The figures that may only improve are in kernel_figures.csv, of nvcc 13.0; write
+it anew with `python3 tests/test_sass.py`."""
+
+import csv
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import onewave
+import pytest
+from sass import Instruction, cubins, disassemble
+
+LIBRARY = Path(onewave.__file__).parent / "lib/libonewave.so"
+RESOURCES = LIBRARY.with_name("kernel_resources.csv")
+FIGURES = Path(__file__).with_name("kernel_figures.csv")
+
+# Of nvcc's releases: scheduling moves a few instructions.
+TOLERANCE = 1.02
+TILE_KV = 128
+# Scores are issued for the first item, at an item's first tile and in its loop; O at the first tile and in the loop.
+NUM_SCORES, NUM_OUTS = 3, 2
+
+Figures = dict[str, int]
+
+
+def resources() -> dict[str, Figures]:
+    with RESOURCES.open() as file:
+        return {row.pop("kernel"): {k: int(v) for k, v in row.items()} for row in csv.DictReader(file)}
+
+
+def kernels() -> dict[str, list[Instruction]]:
+    return dict(zip(resources(), map(disassemble, cubins(LIBRARY)), strict=True))
+
+
+def positions(code: list[Instruction], is_one: Callable[[Instruction], bool]) -> list[int]:
+    return [i for i, instruction in enumerate(code) if is_one(instruction)]
+
+
+def is_out(instruction: Instruction) -> bool:
+    """O += P V, the product whose right operand is transposed."""
+    return instruction.is_a("HGMMA") and ".tnspB" in instruction.operands
+
+
+def is_score(instruction: Instruction) -> bool:
+    return instruction.is_a("HGMMA") and not is_out(instruction)
+
+
+def wide_step(code: list[Instruction]) -> list[Instruction]:
+    """The wide kind's loop: from O of a tile to O of the next. (In the order of addresses, with the edge tiles' mask.)"""
+    outs = positions(code, is_out)
+    return code[outs[-TILE_KV // 16 - 1] + 1 : outs[-1] + 1]
+
+
+def register_budgets(code: list[Instruction]) -> Figures:
+    """What setmaxnreg asks for: more for consumers, less for the producer."""
+    asked = sorted(int(i.operands.split(", ")[-1], 16) for i in code if i.is_a("USETMAXREG"))
+    return dict(zip(("producer_registers", "consumer_registers"), asked, strict=True))
+
+
+def figures() -> dict[str, Figures]:
+    found = resources()
+    for name, code in kernels().items():
+        found[name] |= register_budgets(code)
+        found[name]["instructions"] = len(code)
+        found[name]["wide_step_instructions"] = len(wide_step(code))
+    return found
+
+
+@pytest.fixture(scope="module", params=list(resources()))
+def kernel(request: pytest.FixtureRequest) -> tuple[str, list[Instruction]]:
+    return request.param, kernels()[request.param]
+
+
+def test_no_figure_is_worse() -> None:
+    with FIGURES.open() as file:
+        recorded = {row.pop("kernel"): {k: int(v) for k, v in row.items()} for row in csv.DictReader(file)}
+    found = figures()
+    assert found.keys() == recorded.keys()
+    worse = [
+        f"{name}: {figure} is {found[name][figure]}, was {value}"
+        for name, row in recorded.items()
+        for figure, value in row.items()
+        if found[name][figure] > value * TOLERANCE
+    ]
+    assert not worse
+
+
+def test_nothing_lies_in_local_memory(kernel: tuple[str, list[Instruction]]) -> None:
+    assert not [i for i in kernel[1] if i.is_a("LDL") or i.is_a("STL")]
+
+
+def test_the_roles_fit_the_registers_of_a_cta(kernel: tuple[str, list[Instruction]]) -> None:
+    budgets = register_budgets(kernel[1])
+    assert budgets["producer_registers"] + 2 * budgets["consumer_registers"] <= 3 * 168
+
+
+def test_every_product_is_there_once(kernel: tuple[str, list[Instruction]]) -> None:
+    name, code = kernel
+    head_dim = 64 if "_d64_" in name else 128
+    assert len(positions(code, is_score)) == NUM_SCORES * head_dim // 16
+    assert len(positions(code, is_out)) == NUM_OUTS * TILE_KV // 16
+
+
+def test_products_of_a_group_follow_each_other(kernel: tuple[str, list[Instruction]]) -> None:
+    """A wait between two of them is what the compiler calls serialised."""
+    code = kernel[1]
+    for is_one in (is_score, is_out):
+        for begin, end in pairwise(positions(code, is_one)):
+            group = code[begin:end]
+            is_next_group = any(is_score(i) != is_score(code[begin]) for i in group if i.is_a("HGMMA"))
+            waits = [i for i in group if i.opcode.startswith("WARPGROUP.DEPBAR")]
+            assert is_next_group or not waits or ", gsb0" in code[begin].operands
+
+
+def test_exponentials_run_under_the_next_scores(kernel: tuple[str, list[Instruction]]) -> None:
+    step = wide_step(kernel[1])
+    first_score, first_out = positions(step, is_score)[0], positions(step, is_out)[0]
+    exponentials = positions(step, lambda i: i.opcode == "MUFU.EX2")
+    assert sum(first_score < i < first_out for i in exponentials) >= TILE_KV // 2 * 7 // 8
+
+
+def test_maxima_run_under_the_last_product(kernel: tuple[str, list[Instruction]]) -> None:
+    """The wait for O comes after them, and there is no other in the step than that and the one for the scores."""
+    step = wide_step(kernel[1])
+    waits = positions(step, lambda i: i.opcode.startswith("WARPGROUP.DEPBAR"))
+    maxima = positions(step, lambda i: i.is_a("FMNMX"))
+    assert len(waits) == 2
+    assert sum(waits[0] < i < waits[1] for i in maxima) >= TILE_KV // 2
+
+
+def write_figures() -> None:
+    found = figures()
+    with FIGURES.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["kernel", *next(iter(found.values()))], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"kernel": name} | row for name, row in found.items())
+
+
+if __name__ == "__main__":
+    write_figures()
