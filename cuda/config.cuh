@@ -66,8 +66,8 @@ inline constexpr int kQueryLoaderThreads = kGather ? 128 : 64;
 
 /// A wide row's weights are relative to a reference, which is raised to the row's maximum only where a score
 /// exceeds it by more than this, as an exponent of two: most tiles raise nothing. A reference's own weight is
-/// exactly 1, so with a small rise a row that few keys dominate stays as exact as with the maximum; at 8 the
-/// error of random batches grows by 4 %, and the largest errors by up to half.
+/// exactly 1, so with a small rise a row that few keys dominate stays nearly as exact as with the maximum; at
+/// 8 the error of random batches grows by 4 %, and the largest errors by up to half (bench/NOTES.md).
 inline constexpr float kMaxRiseLog2 = 2.f;
 
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much

@@ -5,12 +5,14 @@
 /// registers, V's columns contiguous.
 ///
 /// A product whose left operand lies in registers holds its warps at the issue until it is nearly done; one
-/// with both operands in shared memory does not. So what runs under the exponentials of a tile is Q K^T of
-/// the next, whose scores go where this tile's were: those have become exponents in registers of their own. P
-/// V runs under the exponentials of the other warpgroup.
+/// with both operands in shared memory does not. So under a tile's exponentials runs Q K^T of the next tile,
+/// whose scores go where this tile's were: those have become exponents, in registers of their own. P V of a
+/// warpgroup runs under its next maxima, and under the exponentials of the other.
 ///
-///   tensor cores           | QK_n-2            PV_n-1 | QK_n-3 ...             | QK of the next item  PV_0 |
-///   registers      max_n-1 | exp2_n-1 -> P_n-1        max_n-2 | exp2_n-2 ...   | exp2_0 store
+///   tensor cores           | QK_n-2            | PV_n-1  | QK_n-3            | ... | PV_0 |
+///   registers      max_n-1 | exp2_n-1 -> P_n-1 | max_n-2 | exp2_n-2 -> P_n-2 | ... |      | store
+///
+/// (n counts down to 0; under the last exponentials runs QK of the next item.)
 ///
 /// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
 /// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
