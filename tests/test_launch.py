@@ -442,6 +442,8 @@ def check_bad_run_arguments(path: Path) -> None:
         ({"k": 0x2002}, "k must start at a multiple of 16 bytes"),
         ({"v_token_stride": 100}, "v token stride is 100 elements"),
         ({"q_head_stride": 129}, "q head stride is 129 elements"),
+        ({"q_token_stride": 1 << 31}, "q token stride is 2147483648 elements; it must be an int32"),
+        ({"out_head_stride": -(1 << 31) - 8}, "out head stride is -2147483656 elements; it must be an int32"),
         ({"num_pages": 1 << 31}, "num_pages is 2147483648"),
         ({"num_pages": -1}, "num_pages is -1"),
     ):

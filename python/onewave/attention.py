@@ -170,8 +170,8 @@ class BatchAttention:
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
             are read by the launch.
 
-        Rows start at multiples of 16 bytes and have a stride of 1. q, out and lse may have more rows than the
-        plan: those are neither read nor written.
+        Rows start at multiples of 16 bytes and have a stride of 1; other strides of q and out are int32. q, out and lse
+        may have more rows than the plan: those are neither read nor written.
 
         Cost: one launch on the current stream; it never synchronises, and allocates only an `out` or `lse` that is
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
