@@ -50,11 +50,12 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 /// Sections of the largest plan within the limits.
 ///
 /// Items. Whole heads first: a narrow request is one item, and so is a wide one's tile that sees no keys; any
-/// other wide tile is at most one per kv head. A boundary
-/// between two CTAs in the line of either kind adds at most three: the cut unit leaves the range of heads it
-/// lay in, as two pieces, and the heads after it are another range. (A unit over several boundaries adds one
-/// for each further one.) A wide request has more than kNarrowTileQ rows, and at most one tile that is not
-/// full. Split tiles. Each has a boundary of its kind to itself, and one counter.
+/// other wide tile is at most one per kv head. A boundary between two CTAs in the line of either kind adds at
+/// most three: the cut unit leaves the range of heads it lay in, as two pieces, and the heads after it are
+/// another range. (A unit over several boundaries adds one for each further one.) A wide request has more
+/// than kNarrowTileQ rows, and at most one tile that is not full.
+///
+/// Split tiles. Each has a boundary of its kind to itself, and one counter.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;

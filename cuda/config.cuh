@@ -71,8 +71,8 @@ inline constexpr int kQueryLoaderThreads = kGather ? 128 : 64;
 inline constexpr float kMaxRiseLog2 = 2.f;
 
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
-/// as the products, and left alone the warpgroups fall into step and wait for each other at both (1387 us of
-/// prefill_1x8k_d64 become 1190); at 128 the products rule, and a turn costs 1 %.
+/// as the products, and left alone the warpgroups fall into step and wait for each other at both (1386 us of
+/// prefill_1x8k_d64 become 1187); at 128 the products rule, and a turn costs 1 %.
 inline constexpr bool kTakeTurns = kHeadDim == 64;
 
 /// Named barriers (0 is __syncthreads).

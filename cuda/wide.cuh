@@ -272,8 +272,8 @@ class WideConsumer {
     for (int i = 0; i < kWideOut; ++i) out[i] *= factors[i / 2 % 2];
   }
 
-  /// Where an item's last weights are made: stores the rows' lse. `out_scales`: what
-  /// the output is to be multiplied with.
+  /// Where an item's last weights are made: stores the rows' lse. `out_scales`: what the output is to be
+  /// multiplied with.
   __device__ __forceinline__ void finish_rows(const HeadItem& tile, RowState (&rows)[2],
                                               float (&out_scales)[2]) const {
     const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
