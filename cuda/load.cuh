@@ -88,13 +88,17 @@ struct GatherLoader {
   const KernelParams& params;
   const int32_t* kv_indices;
   unsigned page_size;
-  int row;  ///< of the stage, one per producer thread
+  int row;              ///< of the stage, one per producer thread
+  const char* k_first;  ///< this lane's chunk of the first row
+  const char* v_first;
 
   __device__ __forceinline__ GatherLoader(const KernelParams& params, const PlanHeader* header)
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         page_size(header->page_size),
-        row(threadIdx.x % kWarpgroupThreads) {}
+        row(threadIdx.x % kWarpgroupThreads),
+        k_first(first_chunk(params.k)),
+        v_first(first_chunk(params.v)) {}
 
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
     const int key = tile_begin + row;
@@ -105,62 +109,67 @@ struct GatherLoader {
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    load(params.k, rows, kv_head, stage, full);
+    load(params.k, k_first, rows, kv_head, stage, full);
   }
 
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    load(params.v, rows, kv_head, stage, full);
+    load(params.v, v_first, rows, kv_head, stage, full);
   }
 
  private:
-  __device__ __forceinline__ void load(const PagedTensor& source, const Rows& rows, int kv_head,
-                                       Element* stage, uint64_t* full) const {
+  /// What the offsets of rows are counted in: 32 bits of them span 64 GiB of cache (cpp/run_checks.cpp).
+  static constexpr int kChunkBytes = kChunkCols * sizeof(Element);
+  static constexpr uint32_t kNoRow = UINT32_MAX;
+
+  /// In registers: the compiler would add the cache's address anew for every row.
+  __device__ __forceinline__ static const char* first_chunk(const PagedTensor& source) {
+    return ptx::opaque(static_cast<const char*>(source.data) + threadIdx.x % kPanelChunks * kChunkBytes);
+  }
+
+  __device__ __forceinline__ void load(const PagedTensor& source, const char* first, const Rows& rows,
+                                       int kv_head, Element* stage, uint64_t* full) const {
     const int lane = row % 32;
     const bool valid = rows.page >= 0;
-    const int64_t offset = rows.page * source.page_stride + rows.token * source.token_stride;
-    const Element* head = static_cast<const Element*>(source.data) + kv_head * source.head_stride +
-                          lane % kPanelChunks * kChunkCols;
+    const uint32_t offset = rows.page * chunks(source.page_stride) + rows.token * chunks(source.token_stride) +
+                            kv_head * chunks(source.head_stride);
     const uint32_t destination = ptx::shared_address(stage) +
-                                 tile_offset(kTileKv, row - lane + lane / kPanelChunks, lane % kPanelChunks);
+                                 tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
     if (__all_sync(0xffffffff, valid)) {
-      copy_rows<true>(head, offset * sizeof(Element), destination);
+      copy_rows<true>(first, offset, destination);
     } else {
-      copy_rows<false>(head, valid ? offset * sizeof(Element) : -1, destination);
+      copy_rows<false>(first, valid ? offset : kNoRow, destination);
     }
     ptx::cp_async_mbarrier_arrive_noinc(full);
   }
 
-  /// Eight lanes to a row, 16 bytes of every panel each, so that an address serves all panels.
+  __device__ __forceinline__ static uint32_t chunks(int64_t stride) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(stride) / kChunkCols);
+  }
+
+  /// Eight lanes copy their eight rows one after another, 16 bytes of every panel each, so that an address
+  /// serves all panels.
   ///
-  /// `offset`: of this lane's row, in bytes from `head`; negative: none, its row becomes zeros.
-  /// `destination`: of this lane's chunk in the first four rows; after eight the swizzle repeats.
+  /// `offset`: of this lane's row, in chunks from `first`; kNoRow: none, its row becomes zeros.
+  /// `destination`: of this lane's chunk in the first of the eight rows.
   template <bool kAllValid>
-  __device__ __forceinline__ static void copy_rows(const Element* head, int64_t offset,
-                                                   uint32_t destination) {
-    constexpr int kPassRows = 32 / kPanelChunks;
-    int source_lane = threadIdx.x % 32 / kPanelChunks;
-#pragma unroll 2
-    for (int group = 0; group < 32 / 8; ++group) {
+  __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset, uint32_t destination) {
 #pragma unroll
-      for (int first_row = 0; first_row < 8; first_row += kPassRows) {
-        const int64_t row_offset = __shfl_sync(0xffffffff, offset, source_lane + first_row);
-        const bool valid = kAllValid || row_offset >= 0;
-        const char* source = reinterpret_cast<const char*>(head) + (valid ? row_offset : 0);
-        const uint32_t target = nth_chunk(destination, first_row) + first_row * kPanelRowBytes;
+    for (int i = 0; i < kPanelChunks; ++i) {
+      const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
+      const bool valid = kAllValid || row_offset != kNoRow;
+      const char* source = first + (valid ? static_cast<uint64_t>(row_offset) * kChunkBytes : 0);
+      const uint32_t target = nth_chunk(destination, i) + i * kPanelRowBytes;
 #pragma unroll
-        for (int panel = 0; panel < kNumPanels; ++panel) {
-          const uint32_t panel_target = target + panel * kTileKv * kPanelRowBytes;
-          const char* panel_source = source + panel * kPanelRowBytes;
-          if constexpr (kAllValid) {
-            ptx::cp_async_16(panel_target, panel_source);
-          } else {
-            ptx::cp_async_16_or_zeros(panel_target, panel_source, valid);
-          }
+      for (int panel = 0; panel < kNumPanels; ++panel) {
+        const uint32_t panel_target = target + panel * kTileKv * kPanelRowBytes;
+        const char* panel_source = source + panel * kPanelRowBytes;
+        if constexpr (kAllValid) {
+          ptx::cp_async_16(panel_target, panel_source);
+        } else {
+          ptx::cp_async_16_or_zeros(panel_target, panel_source, valid);
         }
       }
-      source_lane += 8;
-      destination += 8 * kPanelRowBytes;
     }
   }
 };

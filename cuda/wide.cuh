@@ -21,6 +21,8 @@
 #include "ptx/wgmma.cuh"
 #include "softmax.cuh"
 
+#include <cfloat>
+
 namespace onewave {
 
 inline constexpr int kWideScores = kTileKv / 2;
@@ -35,7 +37,7 @@ class WideConsumer {
         storage_(storage),
         rings_(rings),
         scales_(params, work.header),
-        max_rise_(kMaxRiseLog2 / scales_.score_log2),
+        max_rise_(fminf(kMaxRiseLog2 / scales_.score_log2, FLT_MAX)),
         v_layout_(value_layout(params)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
@@ -110,13 +112,18 @@ class WideConsumer {
     store(tile, out, out_scales);
   }
 
-  /// Until the operands of the scores after these are there.
+  /// Until the operands of the scores after these are there. After the last there are none, and their stage
+  /// is released all the same: not before its last use, for which no producer waits any more.
   __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile, bool has_next) {
     if (!is_last_tile) {
       rings_.k.wait_full_unless(has_keys, at_.k);
+      return;
+    }
+    rings_.q.release(at_.q);
+    if (has_next) {
+      wait_first_scores();
     } else {
-      rings_.q.release(at_.q);
-      if (has_next) wait_first_scores();
+      rings_.k.wait_empty(at_.k);
     }
   }
 

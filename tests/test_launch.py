@@ -407,9 +407,29 @@ def check_cache_strides(path: Path) -> None:
             for stride in (-HEAD_DIM, limit, -(1 << 63)):
                 message = f"{name} {dimension} stride is {stride} elements; .*negative.*below 2.40 bytes"
                 step.refuses(message, **{f"{name}_{dimension}_stride": stride})
-        step.run(k_page_stride=limit - 8)
         step.run(num_pages=1, k_page_stride=-1)  # never taken
-    assert fake.get("num_launches") == 4
+    assert fake.get("num_launches") == 2
+
+
+def check_cache_spans(path: Path) -> None:
+    """TMA takes any, a gather 2^32 - 1 times 16 bytes."""
+    fake = FakeDriver(path)
+    limit = 1 << 39  # elements: 2^40 bytes
+    step = Step()
+    step.plan()
+    step.run(k_page_stride=limit - 8)
+    step = Step(page_size=12)
+    step.plan()
+    rest = 11 * NUM_KV_HEADS * HEAD_DIM + (NUM_KV_HEADS - 1) * HEAD_DIM  # tokens and heads of the last page
+    longest = ((1 << 32) - 2) * 8 - rest
+    for name in "kv":
+        message = f"{name} reaches over 64 GiB or more; .*pages of 12 tokens"
+        other = "v" if name == "k" else "k"
+        huge = {f"{name}_page_stride": limit - 8, f"{other}_page_stride": 0}
+        step.refuses(message, num_pages=2, **{f"{name}_page_stride": longest + 8})
+        step.refuses(message, num_pages=(1 << 31) - 1, **huge)
+        step.run(num_pages=2, **{f"{name}_page_stride": longest})
+    assert fake.get("num_launches") == 3
 
 
 def check_expanded_caches(path: Path) -> None:
@@ -491,6 +511,7 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_strides_of_later_plans,
         check_a_cache_without_pages,
         check_cache_strides,
+        check_cache_spans,
         check_expanded_caches,
         check_bad_run_arguments,
         check_bad_construction,
