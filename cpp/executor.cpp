@@ -32,7 +32,7 @@ class Execution {
   Execution(const PlanHeader& header, const RunArgs& args)
       : header_(header),
         args_(args),
-        ctas_(plan_section<CtaRecord>(&header, header.ctas_offset)),
+        ctas_(plan_section<CtaRecord>(&header, kCtasOffset)),
         items_(plan_section<WorkItem>(&header, header.items_offset)),
         split_tiles_(plan_section<SplitTile>(&header, header.split_tiles_offset)),
         kv_indices_(reinterpret_cast<const int32_t*>(header.kv_indices)),

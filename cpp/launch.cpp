@@ -39,6 +39,18 @@ bool is_capturing(CUstream stream) {
   return status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
+/// Strides are not negative where they are taken, and the low 32 bits are what counts (cuda/load.cuh).
+GatheredTensor gathered_tensor(const PagedTensor& tensor, DType dtype) {
+  constexpr int kChunkBytes = 16;
+  const auto chunks = [dtype](int64_t stride) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(stride) / (kChunkBytes / dtype_bytes(dtype)));
+  };
+  return {.data = tensor.data,
+          .page_chunks = chunks(tensor.page_stride),
+          .token_chunks = chunks(tensor.token_stride),
+          .head_chunks = chunks(tensor.head_stride)};
+}
+
 }  // namespace
 
 struct DeviceAttention::Impl {
@@ -57,10 +69,10 @@ struct DeviceAttention::Impl {
   const PrimaryContext context;
   std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
-  CachedTensorMap k_map{1};
-  CachedTensorMap v_map{
-      static_cast<uint32_t>(shape.head_dim / kPanelColumns)};  // cuda/smem.cuh's ValueLayout
-  const PlanHeader* last_plan = nullptr;                       ///< in the ring
+  CachedTensorMap k_panel_map{1};
+  CachedTensorMap k_map{num_panels(shape)};
+  CachedTensorMap v_map{num_panels(shape)};
+  const PlanHeader* last_plan = nullptr;  ///< in the ring
 };
 
 DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limits,
@@ -93,10 +105,11 @@ DeviceAttention::Impl::~Impl() {
 
 KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
   KernelParams params{
+      .k_panel_map = {},
       .k_map = {},
       .v_map = {},
-      .k = args.k,
-      .v = args.v,
+      .k = gathered_tensor(args.k, shape.dtype),
+      .v = gathered_tensor(args.v, shape.dtype),
       .q = args.q,
       .out = args.out,
       .q_token_stride = static_cast<int32_t>(args.q_token_stride),
@@ -114,6 +127,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
       .v_scale = args.v_scale,
       .box_shift = std::countr_zero(static_cast<uint32_t>(std::min(shape.page_size, kTileKv)))};
   if (embedded.loader == Loader::kTma && args.num_pages > 0) {
+    params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
   }

@@ -37,7 +37,8 @@ struct PlanSections {
 PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles,
                            int64_t num_counters) {
   PlanSections sections{};
-  sections.ctas_offset = align_up(sizeof(PlanHeader), kPlanAlignment);
+  static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
+  sections.ctas_offset = kCtasOffset;
   sections.items_offset = sections.ctas_offset + align_up(num_ctas * sizeof(CtaRecord), kPlanAlignment);
   sections.split_tiles_offset =
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);

@@ -18,6 +18,10 @@ namespace onewave {
 /// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
 inline constexpr int32_t kPanelColumns = 64;
 
+inline uint32_t num_panels(const AttentionShape& shape) {
+  return static_cast<uint32_t>(shape.head_dim / kPanelColumns);
+}
+
 /// Rank 5: column in panel, token, panel, kv head, page. A box is `box_panels` panels of one page, or of
 /// kTileKv tokens of it, in shared memory as the 128-byte swizzle lays it out.
 inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape,
@@ -29,7 +33,7 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
     return size > 1 ? static_cast<cuuint64_t>(stride) * element_bytes : panel_bytes;
   };
   const cuuint64_t dims[5] = {kPanelColumns, static_cast<cuuint64_t>(shape.page_size),
-                              static_cast<cuuint64_t>(shape.head_dim / kPanelColumns),
+                              num_panels(shape),
                               static_cast<cuuint64_t>(shape.num_kv_heads),
                               static_cast<cuuint64_t>(num_pages)};
   const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,

@@ -22,13 +22,14 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
   if (!kGather && threadIdx.x == 0 && params.num_pages > 0) {
+    ptx::prefetch_tensor_map(&params.k_panel_map);
     ptx::prefetch_tensor_map(&params.k_map);
     ptx::prefetch_tensor_map(&params.v_map);
   }
-  produce(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr, storage.narrow_rings,
+  produce<Kind::kNarrow>(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr, storage.narrow_rings,
           narrow_padded_rows);
   ptx::mbarrier_wait(&storage.narrow_done, 0);
-  produce(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items, storage.wide_rings,
+  produce<Kind::kWide>(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items, storage.wide_rings,
           [](int) { return kWideTileQ; });
 }
 

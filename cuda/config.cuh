@@ -20,6 +20,9 @@ inline constexpr int kHeadDim = ONEWAVE_HEAD_DIM;
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDim == 64 || kHeadDim == 128);
 
+/// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
+enum class Kind { kWide, kNarrow };
+
 /// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle.
 inline constexpr int kPanelCols = 64;
 inline constexpr int kPanelRowBytes = 128;

@@ -22,7 +22,9 @@ struct KeyRange {
   int page_begin;  ///< index in kv_indices of the request's first page
 };
 
-/// A box per page, for K one for each 64-column panel, issued by the lanes of one warp, a page each.
+/// A box per page, issued by the lanes of one warp, a page each. The wide kind's K has one for each 64-column
+/// panel, whose 8-row groups must be 1024 bytes apart for wgmma.
+template <Kind kKind>
 struct TmaLoader {
   struct Rows {
     int page;
@@ -54,24 +56,32 @@ struct TmaLoader {
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    expect_stage(full);
-    if (lane >= boxes_per_tile) return;
+    if constexpr (kKind == Kind::kNarrow) {
+      load_joint(params.k_map, rows, kv_head, stage, full);
+    } else {
+      expect_stage(full);
+      if (lane >= boxes_per_tile) return;
 #pragma unroll
-    for (int panel = 0; panel < kNumPanels; ++panel) {
-      ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &params.k_map, full, 0,
-                       rows.token, panel, kv_head, rows.page);
+      for (int panel = 0; panel < kNumPanels; ++panel) {
+        ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &params.k_panel_map, full,
+                         0, rows.token, panel, kv_head, rows.page);
+      }
     }
   }
 
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    expect_stage(full);
-    if (lane >= boxes_per_tile) return;
-    ptx::tma_load_5d(stage + lane * box_tokens * kHeadDim, &params.v_map, full, 0, rows.token, 0, kv_head,
-                     rows.page);
+    load_joint(params.v_map, rows, kv_head, stage, full);
   }
 
  private:
+  __device__ __forceinline__ void load_joint(const TensorMap& map, const Rows& rows, int kv_head,
+                                             Element* stage, uint64_t* full) const {
+    expect_stage(full);
+    if (lane >= boxes_per_tile) return;
+    ptx::tma_load_5d(stage + lane * box_tokens * kHeadDim, &map, full, 0, rows.token, 0, kv_head, rows.page);
+  }
+
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
     __syncwarp();
@@ -118,21 +128,20 @@ struct GatherLoader {
   }
 
  private:
-  /// What the offsets of rows are counted in: 32 bits of them span 64 GiB of cache (cpp/run_checks.cpp).
   static constexpr int kChunkBytes = kChunkCols * sizeof(Element);
   static constexpr uint32_t kNoRow = UINT32_MAX;
 
   /// In registers: the compiler would add the cache's address anew for every row.
-  __device__ __forceinline__ static const char* first_chunk(const PagedTensor& source) {
+  __device__ __forceinline__ static const char* first_chunk(const GatheredTensor& source) {
     return ptx::opaque(static_cast<const char*>(source.data) + threadIdx.x % kPanelChunks * kChunkBytes);
   }
 
-  __device__ __forceinline__ void load(const PagedTensor& source, const char* first, const Rows& rows,
+  __device__ __forceinline__ void load(const GatheredTensor& source, const char* first, const Rows& rows,
                                        int kv_head, Element* stage, uint64_t* full) const {
     const int lane = row % 32;
     const bool valid = rows.page >= 0;
-    const uint32_t offset = rows.page * chunks(source.page_stride) + rows.token * chunks(source.token_stride) +
-                            kv_head * chunks(source.head_stride);
+    const uint32_t offset =
+        rows.page * source.page_chunks + rows.token * source.token_chunks + kv_head * source.head_chunks;
     const uint32_t destination = ptx::shared_address(stage) +
                                  tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
     if (__all_sync(0xffffffff, valid)) {
@@ -140,11 +149,8 @@ struct GatherLoader {
     } else {
       copy_rows<false>(first, valid ? offset : kNoRow, destination);
     }
-    ptx::cp_async_mbarrier_arrive_noinc(full);
-  }
-
-  __device__ __forceinline__ static uint32_t chunks(int64_t stride) {
-    return static_cast<uint32_t>(static_cast<uint64_t>(stride) / kChunkCols);
+    // The shuffle tells the compiler that the address is the warp's.
+    ptx::cp_async_mbarrier_arrive_noinc(__shfl_sync(0xffffffff, ptx::shared_address(full), 0));
   }
 
   /// Eight lanes copy their eight rows one after another, 16 bytes of every panel each, so that an address
@@ -192,7 +198,7 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
                                   static_cast<int64_t>(source.head) * params.q_head_stride,
                               valid);
   }
-  ptx::cp_async_mbarrier_arrive_noinc(full);
+  ptx::cp_async_mbarrier_arrive_noinc(ptx::shared_address(full));
 }
 
 }  // namespace onewave

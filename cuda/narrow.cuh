@@ -34,7 +34,7 @@ class NarrowConsumer {
         rings_(rings),
         at_(at),
         scales_(params, work.header),
-        v_layout_(value_layout(params)),
+        layout_(box_layout(params)),
         lane_(threadIdx.x % 32),
         warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
 
@@ -88,11 +88,11 @@ class NarrowConsumer {
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
-    const uint32_t row = tile + (warp_ * 16 + lane_ % 16) * kPanelRowBytes;
+    const uint32_t row = tile + layout_.row_offset(warp_ * 16 + lane_ % 16);
     const uint32_t first = first_chunk(row, lane_) ^ lane_ / 16 * 16;
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
-      const uint32_t panel = step_pair / 2 * kTileKv * kPanelRowBytes;
+      const uint32_t panel = step_pair / 2 * layout_.panel_bytes();
       uint32_t k[2][4];
       ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
       ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
@@ -159,7 +159,7 @@ class NarrowConsumer {
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
     const int key = warp_ * 16 + lane_ / 16 * 8 + lane_ % 8;
-    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + v_layout_.row_offset(key);
+    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + layout_.row_offset(key);
     const uint32_t first = first_chunk(row, lane_) ^ lane_ / 8 % 2 * 16;
     const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
@@ -168,7 +168,7 @@ class NarrowConsumer {
 #pragma unroll
     for (int m = 0; m < kHeadDim / 16; ++m) {
       uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * v_layout_.panel_bytes());
+      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * layout_.panel_bytes());
       if constexpr (kMasked) {
         v[0] &= keep_low;
         v[1] &= keep_low;
@@ -187,7 +187,7 @@ class NarrowConsumer {
   KindRings& rings_;
   KindPositions& at_;
   const Scales scales_;
-  const ValueLayout v_layout_;
+  const BoxLayout layout_;
   const int lane_;
   const int warp_;  ///< 0..7: keys 16 warp .. 16 warp + 15 of every stage
 };

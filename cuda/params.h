@@ -19,11 +19,21 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
+/// K or V where it is gathered. In chunks of 16 bytes 32 bits reach over 64 GiB (cpp/run_checks.cpp).
+struct GatheredTensor {
+  const void* data;
+  uint32_t page_chunks;  ///< from a page to the next
+  uint32_t token_chunks;
+  uint32_t head_chunks;
+};
+
+/// The tensor maps are for kernels that load by TMA, the gathered tensors for the others.
 struct KernelParams {
-  TensorMap k_map;  ///< rank 5: column in panel (64), token, panel, head, page; unused by gathering kernels
+  TensorMap k_panel_map;  ///< rank 5: column in panel (64), token, panel, head, page; a box is of one panel
+  TensorMap k_map;        ///< a box has all panels
   TensorMap v_map;
-  PagedTensor k;
-  PagedTensor v;
+  GatheredTensor k;
+  GatheredTensor v;
   const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
   void* out;      ///< [total_qo_len, num_qo_heads, head_dim]
   int32_t q_token_stride;
@@ -39,10 +49,9 @@ struct KernelParams {
   int32_t num_pages;
   float k_scale;
   float v_scale;
-  int32_t box_shift;  ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it; unused by
-                      ///< gathering kernels
+  int32_t box_shift;  ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it
 };
 
-static_assert(sizeof(KernelParams) == 448, "host and device must agree");
+static_assert(sizeof(KernelParams) == 576, "host and device must agree");
 
 }  // namespace onewave

@@ -15,28 +15,31 @@
 
 namespace onewave {
 
-using KvLoader = std::conditional_t<kGather, GatherLoader, TmaLoader>;
+template <Kind kKind>
+using KvLoader = std::conditional_t<kGather, GatherLoader, TmaLoader<kKind>>;
 
 /// One tile of keys of one kv head.
+template <class Loader>
 struct KvTile {
   bool valid;
   bool is_first;  ///< of its (item, kv head)
   int kv_head;
-  KvLoader::Rows rows;
+  typename Loader::Rows rows;
 };
 
 /// All tiles of keys of a list, one after another.
+template <class Loader>
 class KvTileStream {
  public:
-  __device__ __forceinline__ KvTileStream(const KvLoader& loader, const HeadCursor& cursor)
+  __device__ __forceinline__ KvTileStream(const Loader& loader, const HeadCursor& cursor)
       : loader_(loader), cursor_(cursor) {
     enter();
   }
 
   /// Begins to read the tile's page ids.
-  __device__ __forceinline__ KvTile next() {
+  __device__ __forceinline__ KvTile<Loader> next() {
     if (!cursor_.valid()) return {};
-    const KvTile tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
+    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
     tile_begin_ -= kTileKv;
     is_first_ = false;
     if (tile_begin_ < keys_.begin) {
@@ -56,7 +59,7 @@ class KvTileStream {
     is_first_ = true;
   }
 
-  const KvLoader& loader_;
+  const Loader& loader_;
   HeadCursor cursor_;
   KeyRange keys_;
   int tile_begin_;
@@ -112,22 +115,22 @@ class QueryStream {
 };
 
 /// The gathering cubins: all producer threads load Q, K and V, K one tile ahead of V.
-template <class KindTiles, class Queries>
-__device__ __forceinline__ void load_together(const KvLoader& loader, const HeadCursor& cursor,
+template <class Loader, class KindTiles, class Queries>
+__device__ __forceinline__ void load_together(const Loader& loader, const HeadCursor& cursor,
                                               KindTiles& tiles, KindRings& rings, Queries& queries) {
   RingPosition<kNumStages> at_k, at_v;
-  const auto load_k = [&](const KvTile& tile) {
+  const auto load_k = [&](const KvTile<Loader>& tile) {
     if (tile.is_first) queries.load_next();
     rings.k.wait_empty(at_k);
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
-  KvTileStream stream(loader, cursor);
-  KvTile tile = stream.next();
-  KvTile next_tile = stream.next();
+  KvTileStream<Loader> stream(loader, cursor);
+  KvTile<Loader> tile = stream.next();
+  KvTile<Loader> next_tile = stream.next();
   if (tile.valid) load_k(tile);
   while (tile.valid) {
-    const KvTile later_tile = stream.next();
+    const KvTile<Loader> later_tile = stream.next();
     if (next_tile.valid) load_k(next_tile);
     rings.v.wait_empty(at_v);
     loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
@@ -138,14 +141,14 @@ __device__ __forceinline__ void load_together(const KvLoader& loader, const Head
 }
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
-template <class Load>
-__device__ __forceinline__ void load_tiles(const KvLoader& loader, const HeadCursor& cursor,
+template <class Loader, class Load>
+__device__ __forceinline__ void load_tiles(const Loader& loader, const HeadCursor& cursor,
                                            Ring<kNumStages>& ring, Load&& load) {
   RingPosition<kNumStages> at;
-  KvTileStream stream(loader, cursor);
-  KvTile tile = stream.next();
+  KvTileStream<Loader> stream(loader, cursor);
+  KvTile<Loader> tile = stream.next();
   while (tile.valid) {
-    const KvTile next_tile = stream.next();
+    const KvTile<Loader> next_tile = stream.next();
     ring.wait_empty(at);
     load(tile, at.stage());
     at.advance();
@@ -154,22 +157,23 @@ __device__ __forceinline__ void load_tiles(const KvLoader& loader, const HeadCur
 }
 
 /// The items [begin, end).
-template <class KindTiles, class PaddedRows>
+template <Kind kKind, class KindTiles, class PaddedRows>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, int begin, int end,
                                         KindTiles& tiles, HeadItem* items, KindRings& rings,
                                         const PaddedRows& padded_rows) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   const HeadCursor cursor(work, begin, end);
-  const KvLoader loader(params, work.header);
+  using Loader = KvLoader<kKind>;
+  const Loader loader(params, work.header);
   QueryStream<KindTiles, PaddedRows> queries(params, work, cursor, tiles, items, rings, padded_rows);
   if constexpr (kGather) {
     load_together(loader, cursor, tiles, rings, queries);
   } else if (warp == 0) {
-    load_tiles(loader, cursor, rings.k, [&](const KvTile& tile, int stage) {
+    load_tiles(loader, cursor, rings.k, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
     });
   } else if (warp == 1) {
-    load_tiles(loader, cursor, rings.v, [&](const KvTile& tile, int stage) {
+    load_tiles(loader, cursor, rings.v, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
     });
   } else {

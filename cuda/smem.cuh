@@ -65,10 +65,10 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);
 
-/// Where the rows of a V stage lie. A TMA box brings all panels of a page at once, so a stage is a row of
-/// boxes, and a box panels of the page's tokens; K, whose 8-row groups must be 1024 bytes apart for wgmma, is
-/// a box for each panel. A gathered stage is one box.
-struct ValueLayout {
+/// Where the rows of a stage lie, all but the wide kind's K. A TMA box brings all panels of a page at once, so
+/// a stage is a row of boxes, and a box panels of the page's tokens. A gathered stage is one box, and so are
+/// the wide kind's stages of K.
+struct BoxLayout {
   int box_shift;  ///< log2 of the tokens of a box, 3 .. 7
 
   /// Bytes to the row of a key, in the first panel.
@@ -89,7 +89,7 @@ struct ValueLayout {
   }
 };
 
-__device__ __forceinline__ ValueLayout value_layout(const KernelParams& params) {
+__device__ __forceinline__ BoxLayout box_layout(const KernelParams& params) {
   constexpr int kTileShift = 7;
   static_assert(kTileKv == 1 << kTileShift);
   return {kGather ? kTileShift : params.box_shift};

@@ -38,7 +38,7 @@ class WideConsumer {
         rings_(rings),
         scales_(params, work.header),
         max_rise_(fminf(kMaxRiseLog2 / scales_.score_log2, FLT_MAX)),
-        v_layout_(value_layout(params)),
+        v_layout_(box_layout(params)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
@@ -349,7 +349,7 @@ class WideConsumer {
   KindRings& rings_;
   const Scales scales_;
   const float max_rise_;  ///< of a score above its row's reference
-  const ValueLayout v_layout_;
+  const BoxLayout v_layout_;
   const int thread_;     ///< in the warpgroup
   const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
   int first_row_;        ///< of this thread, in the tile

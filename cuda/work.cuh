@@ -18,15 +18,14 @@ struct Work {
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
-        cta(plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x]),
+        cta(plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x]),
         group_size(header->group_size) {}
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {
   const PlanHeader* header = static_cast<const PlanHeader*>(plan);
-  if (static_cast<int>(blockIdx.x) >= header->num_ctas) return false;
-  const CtaRecord& cta = plan_section<CtaRecord>(plan, header->ctas_offset)[blockIdx.x];
-  return cta.narrow_begin < cta.end;
+  const CtaRecord cta = plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x];  // beside the header
+  return static_cast<int>(blockIdx.x) < header->num_ctas && cta.narrow_begin < cta.end;
 }
 
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }

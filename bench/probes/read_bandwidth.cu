@@ -1,11 +1,11 @@
-/// What a GPU reads from its memory, against the number of CTAs that read: the ceiling of the narrow kind, and
-/// the bandwidth in the benchmark's floors.
+/// What a GPU reads from its memory, against the number of CTAs that read: the ceiling of the narrow kind,
+/// and the bandwidth in the benchmark's floors.
 ///
 ///   nvcc -std=c++20 -O3 -arch=sm_90a -o read_bandwidth bench/probes/read_bandwidth.cu && ./read_bandwidth
 ///
-/// One CTA an SM, 16 KiB bulk copies into a ring of 12 stages; chunk i of the buffer goes to CTA i modulo their
-/// number. The L2 is overwritten before every run. Prints JSON: microseconds (median of 9, by events, launch
-/// included) and GB/s for each number of CTAs and of bytes.
+/// One CTA an SM, 16 KiB bulk copies into a ring of 12 stages; chunk i of the buffer goes to CTA i modulo
+/// their number. The L2 is overwritten before every run. Prints JSON: microseconds (median of 9, by events,
+/// launch included) and GB/s for each number of CTAs and of bytes.
 
 #include <cuda_runtime.h>
 
@@ -107,8 +107,8 @@ int main() {
     for (int num_ctas : {8, 16, 33, 44, 66, 88, 99, 110, gpu.multiProcessorCount}) {
       if (num_ctas < gpu.multiProcessorCount && num_bytes != int64_t{1} << 30) continue;
       const float us = median_us(buffer, flush, num_bytes, num_ctas);
-      std::printf("%s  {\"num_ctas\": %d, \"bytes\": %lld, \"us\": %.1f, \"gb_per_s\": %.0f}", separator, num_ctas,
-                  static_cast<long long>(num_bytes), us, num_bytes / us / 1e3);
+      std::printf("%s  {\"num_ctas\": %d, \"bytes\": %lld, \"us\": %.1f, \"gb_per_s\": %.0f}", separator,
+                  num_ctas, static_cast<long long>(num_bytes), us, num_bytes / us / 1e3);
       separator = ",\n";
     }
   }

@@ -47,9 +47,8 @@ __device__ __forceinline__ void cp_async_16_or_zeros(uint32_t destination, const
 
 /// Arrives on the barrier once all earlier cp.async of this thread are complete; counts as one of its
 /// arrivals.
-__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
-               : "memory");
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint32_t barrier_address) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier_address) : "memory");
 }
 
 }  // namespace onewave::ptx

@@ -37,7 +37,7 @@ struct PlanHeader {
   int32_t num_split_tiles;
   int32_t num_counters;
   int32_t num_partial_rows;  ///< rows of partial_out and partial_lse in use
-  uint32_t ctas_offset;
+  uint32_t ctas_offset;  ///< kCtasOffset
   uint32_t items_offset;
   uint32_t split_tiles_offset;
   uint32_t counters_offset;
@@ -93,6 +93,9 @@ struct SplitTile {
   int32_t partial_row_begin;
   int32_t counter_begin;
 };
+
+/// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
+inline constexpr uint32_t kCtasOffset = 96;
 
 static_assert(sizeof(PlanHeader) == 88 && sizeof(CtaRecord) == 16);
 static_assert(sizeof(WorkItem) == 48 && sizeof(SplitTile) == 32);

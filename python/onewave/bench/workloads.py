@@ -84,6 +84,7 @@ _DECODE = [
     Workload("decode_lognormal_b64", _decodes(lognormal_lens(0, 64, 3000, 1.3, 64, 100000)), lens_seed=0),
     *(Workload(f"decode_b{count}_8k", _uniform(count, 8192)) for count in (20, 33, 34, 40, 48, 67, 100)),
     Workload("spec_b64_q4_4k", _uniform(64, 4096, 4)),
+    Workload("spec_b64_q16_4k", _uniform(64, 4096, 16)),
     Workload("decode_mha_b32_4k", _uniform(32, 4096), num_kv_heads=32),
     Workload("decode_b1_1k_graph", _uniform(1, 1024), num_graph_nodes=50),
     Workload("decode_33ctas_p16", _uniform(33, 8192), num_ctas=33),
