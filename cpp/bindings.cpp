@@ -136,7 +136,7 @@ nb::tuple header_layout() {
   return record_layout(sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic),
                        ONEWAVE_FIELD(PlanHeader, version), ONEWAVE_FIELD(PlanHeader, num_bytes),
                        ONEWAVE_FIELD(PlanHeader, num_ctas), ONEWAVE_FIELD(PlanHeader, num_items),
-                       ONEWAVE_FIELD(PlanHeader, num_split_tiles), ONEWAVE_FIELD(PlanHeader, num_counters),
+                       ONEWAVE_FIELD(PlanHeader, num_split_tiles),
                        ONEWAVE_FIELD(PlanHeader, num_partial_rows), ONEWAVE_FIELD(PlanHeader, ctas_offset),
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
                        ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, kv_indices),
@@ -152,8 +152,8 @@ nb::tuple work_item_layout() {
                        ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
                        ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
                        ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
-                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, split_tile),
-                       ONEWAVE_FIELD(WorkItem, split_idx));
+                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, heads_per_step),
+                       ONEWAVE_FIELD(WorkItem, split_tile), ONEWAVE_FIELD(WorkItem, split_idx));
 }
 
 nb::dict plan_layout() {
@@ -163,11 +163,11 @@ nb::dict plan_layout() {
                                       ONEWAVE_FIELD(CtaRecord, wide_begin), ONEWAVE_FIELD(CtaRecord, end),
                                       ONEWAVE_FIELD(CtaRecord, predicted_us));
   layout["WorkItem"] = work_item_layout();
-  layout["SplitTile"] = record_layout(
-      sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin), ONEWAVE_FIELD(SplitTile, row_begin),
-      ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
-      ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
-      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, counter_begin));
+  layout["SplitTile"] =
+      record_layout(sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin),
+                    ONEWAVE_FIELD(SplitTile, row_begin), ONEWAVE_FIELD(SplitTile, num_rows),
+                    ONEWAVE_FIELD(SplitTile, kv_head_begin), ONEWAVE_FIELD(SplitTile, kv_head_end),
+                    ONEWAVE_FIELD(SplitTile, num_splits), ONEWAVE_FIELD(SplitTile, partial_row_begin));
   return layout;
 }
 

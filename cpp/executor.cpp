@@ -40,7 +40,7 @@ class Execution {
         v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
         partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim),
         partial_lse_(header.num_partial_rows),
-        arrivals_(header.num_counters) {}
+        arrivals_(header.num_split_tiles) {}
 
   void run_cta(int32_t cta, TileScratch& scratch) {
     for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].end; ++i) {
@@ -48,6 +48,7 @@ class Execution {
       // A plan from which a merge record was taken has no place for the partials of its items.
       if (item.split_tile >= header_.num_split_tiles) continue;
       for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_item(item, head, scratch);
+      if (item.split_tile >= 0) finish_split(item.split_tile, scratch);
     }
   }
 
@@ -128,8 +129,9 @@ class Execution {
   }
 
   int64_t partial_row(const SplitTile& tile, int32_t kv_head, int32_t split_idx, int32_t row) const {
-    const int64_t head = kv_head - tile.kv_head_begin;
-    return tile.partial_row_begin + (head * tile.num_splits + split_idx) * tile.num_rows + row;
+    const int64_t num_heads = tile.kv_head_end - tile.kv_head_begin;
+    return tile.partial_row_begin + (split_idx * num_heads + kv_head - tile.kv_head_begin) * tile.num_rows +
+           row;
   }
 
   void store_partials(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
@@ -142,9 +144,13 @@ class Execution {
       for (int32_t column = 0; column < header_.head_dim; ++column) out[column] = source[column] * scale;
       partial_lse_[target] = scratch.lse(row);
     }
-    std::atomic<int32_t>& arrivals = arrivals_[tile.counter_begin + kv_head - tile.kv_head_begin];
-    if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 == tile.num_splits)
-      merge(tile, kv_head, scratch);
+  }
+
+  /// Counts the split whose partials are stored; the last merges.
+  void finish_split(int32_t split_tile, TileScratch& scratch) {
+    const SplitTile& tile = split_tiles_[split_tile];
+    if (arrivals_[split_tile].fetch_add(1, std::memory_order_acq_rel) + 1 < tile.num_splits) return;
+    for (int32_t head = tile.kv_head_begin; head < tile.kv_head_end; ++head) merge(tile, head, scratch);
   }
 
   /// lse = log2(sum_s 2^lse_s), out = sum_s 2^(lse_s - lse) out_s, with s in the order of the plan, so that
@@ -181,7 +187,7 @@ class Execution {
   const float v_scale_;
   std::vector<float> partial_out_;
   std::vector<float> partial_lse_;
-  std::vector<std::atomic<int32_t>> arrivals_;  ///< of each (split tile, kv head)
+  std::vector<std::atomic<int32_t>> arrivals_;  ///< of each split tile
 };
 
 template <class Element>

@@ -8,6 +8,7 @@
 
 #include "context.h"
 #include "driver.h"
+#include "head_groups.h"
 #include "kernels.h"
 #include "params.h"
 #include "plan_ring.h"
@@ -37,6 +38,17 @@ bool is_capturing(CUstream stream) {
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   driver().stream_is_capturing(stream, &status);
   return status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+/// Of powers of two; of other page sizes, which no box is made for, something.
+int32_t log2_of(int32_t x) { return std::countr_zero(static_cast<uint32_t>(x)); }
+
+/// The tokens that every number of kv heads that may go together leaves a step.
+TmaBox make_group_box(const AttentionShape& shape) {
+  const HeadGroups groups = head_groups(shape.num_kv_heads);
+  return {.tokens = std::min(shape.page_size, kTileKv / groups.most),
+          .panels = num_panels(shape),
+          .heads = groups.box};
 }
 
 /// Strides are not negative where they are taken, and the low 32 bits are what counts (cuda/load.cuh).
@@ -69,9 +81,14 @@ struct DeviceAttention::Impl {
   const PrimaryContext context;
   std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
-  CachedTensorMap k_panel_map{1};
-  CachedTensorMap k_map{num_panels(shape)};
-  CachedTensorMap v_map{num_panels(shape)};
+  const TmaBox panel_box{.tokens = std::min(shape.page_size, kTileKv), .panels = 1, .heads = 1};
+  const TmaBox box{.tokens = panel_box.tokens, .panels = num_panels(shape), .heads = 1};
+  const TmaBox group_box = make_group_box(shape);
+  CachedTensorMap k_panel_map{panel_box};
+  CachedTensorMap k_map{box};
+  CachedTensorMap v_map{box};
+  CachedTensorMap k_group_map{group_box};
+  CachedTensorMap v_group_map{group_box};
   const PlanHeader* last_plan = nullptr;  ///< in the ring
 };
 
@@ -104,32 +121,39 @@ DeviceAttention::Impl::~Impl() {
 }
 
 KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
-  KernelParams params{
-      .k_panel_map = {},
-      .k_map = {},
-      .v_map = {},
-      .k = gathered_tensor(args.k, shape.dtype),
-      .v = gathered_tensor(args.v, shape.dtype),
-      .q = args.q,
-      .out = args.out,
-      .q_token_stride = static_cast<int32_t>(args.q_token_stride),
-      .q_head_stride = static_cast<int32_t>(args.q_head_stride),
-      .out_token_stride = static_cast<int32_t>(args.out_token_stride),
-      .out_head_stride = static_cast<int32_t>(args.out_head_stride),
-      .lse = args.lse,
-      .plan = workspace,
-      .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
-      .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
-      .k_scale_ptr = args.k_scale_ptr,
-      .v_scale_ptr = args.v_scale_ptr,
-      .num_pages = static_cast<int32_t>(args.num_pages),
-      .k_scale = args.k_scale,
-      .v_scale = args.v_scale,
-      .box_shift = std::countr_zero(static_cast<uint32_t>(std::min(shape.page_size, kTileKv)))};
+  KernelParams params{.plan = workspace,
+                      .num_pages = static_cast<int32_t>(args.num_pages),
+                      .box_shift = log2_of(box.tokens),
+                      .group_box_shift = log2_of(group_box.tokens),
+                      .group_heads_shift = log2_of(group_box.heads),
+                      .q = args.q,
+                      .out = args.out,
+                      .q_token_stride = static_cast<int32_t>(args.q_token_stride),
+                      .q_head_stride = static_cast<int32_t>(args.q_head_stride),
+                      .out_token_stride = static_cast<int32_t>(args.out_token_stride),
+                      .out_head_stride = static_cast<int32_t>(args.out_head_stride),
+                      .lse = args.lse,
+                      .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
+                      .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
+                      .k_scale_ptr = args.k_scale_ptr,
+                      .v_scale_ptr = args.v_scale_ptr,
+                      .k_scale = args.k_scale,
+                      .v_scale = args.v_scale,
+                      .k = gathered_tensor(args.k, shape.dtype),
+                      .v = gathered_tensor(args.v, shape.dtype),
+                      .k_panel_map = {},
+                      .k_map = {},
+                      .v_map = {},
+                      .k_group_map = {},
+                      .v_group_map = {}};
   if (embedded.loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
+    if (group_box.heads > 1) {
+      params.k_group_map = k_group_map.get(args.k, args.num_pages, shape);
+      params.v_group_map = v_group_map.get(args.v, args.num_pages, shape);
+    }
   }
   return params;
 }

@@ -34,8 +34,7 @@ struct PlanSections {
   int64_t end;
 };
 
-PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles,
-                           int64_t num_counters) {
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
   sections.ctas_offset = kCtasOffset;
@@ -44,7 +43,7 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
   sections.counters_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
-  sections.end = sections.counters_offset + num_counters * static_cast<int64_t>(sizeof(uint32_t));
+  sections.end = sections.counters_offset + num_split_tiles * static_cast<int64_t>(sizeof(uint32_t));
   return sections;
 }
 
@@ -56,7 +55,7 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 /// another range. (A unit over several boundaries adds one for each further one.) A wide request has more
 /// than kNarrowTileQ rows, and at most one tile that is not full.
 ///
-/// Split tiles. Each has a boundary of its kind to itself, and one counter.
+/// Split tiles. Each has a boundary of its kind to itself.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;
@@ -65,7 +64,7 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   const int64_t max_wide_tiles = max_wide == 0 ? 0 : max_rows / kWideTileQ + max_wide;
   const int64_t max_boundaries = 2 * (int64_t{limits.num_ctas} - 1);
   const int64_t max_items = max_narrow + max_wide_tiles * shape.num_kv_heads + 3 * max_boundaries;
-  return plan_sections(limits.num_ctas, max_items, max_boundaries, max_boundaries);
+  return plan_sections(limits.num_ctas, max_items, max_boundaries);
 }
 
 /// The tiles of one request, those that see most keys first. One that sees none has nothing to multiply and
@@ -97,6 +96,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .page_begin = batch.kv_indptr[request],
         .kv_head_begin = 0,
         .kv_head_end = batch.shape.num_kv_heads,
+        .heads_per_step = 1,
         .split_tile = -1,
         .split_idx = 0,
     });
@@ -110,6 +110,7 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, Scratch& sc
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
   const CostModel costs(batch.shape);
   const double wide_us = total_wide_us(scratch.wide_tiles, costs);
+  choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
   schedule_narrow(scratch.narrow_tiles, wide_us, costs, scratch.schedule);
   schedule_wide(scratch.wide_tiles, wide_us, costs, scratch.wide, scratch.schedule);
 }
@@ -141,9 +142,12 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
   const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
   const auto num_items = static_cast<int32_t>(schedule.narrow_items.size() + schedule.wide_items.size());
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
-  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, num_split_tiles);
+  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles);
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
+  // What lies between sections: equal batches have equal plans, to the byte.
+  for (const int64_t end : {sections.split_tiles_offset, sections.counters_offset})
+    std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
   auto* header = reinterpret_cast<PlanHeader*>(bytes);
   *header = {
       .magic = kPlanMagic,
@@ -152,7 +156,6 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .num_ctas = num_ctas,
       .num_items = num_items,
       .num_split_tiles = num_split_tiles,
-      .num_counters = num_split_tiles,
       .num_partial_rows = schedule.num_partial_rows,
       .ctas_offset = static_cast<uint32_t>(sections.ctas_offset),
       .items_offset = static_cast<uint32_t>(sections.items_offset),
@@ -203,17 +206,16 @@ void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
       .row_begin = tile.row_begin,
       .num_rows = tile.num_rows,
       .kv_head_begin = kv_head,
-      .kv_head_end = kv_head + 1,
+      .kv_head_end = kv_head + tile.heads_per_step,
       .num_splits = 0,
       .partial_row_begin = num_partial_rows,
-      .counter_begin = static_cast<int32_t>(split_tiles.size()),
   });
 }
 
 void Schedule::add_split(WorkItem& item) {
   item.split_tile = static_cast<int32_t>(split_tiles.size()) - 1;
   item.split_idx = split_tiles.back().num_splits++;
-  num_partial_rows += item.num_rows;
+  num_partial_rows += item.num_rows * item.heads_per_step;
 }
 
 }  // namespace planner

@@ -35,8 +35,10 @@ void check_plan_bytes(int64_t plan_bytes);
 /// A tile is the item that would do all of its keys and kv heads at once: kv_begin and kv_head_begin are 0.
 using Tile = WorkItem;
 
-inline int32_t num_kv_tiles(int32_t num_keys) { return (num_keys + kTileKv - 1) / kTileKv; }
-inline int32_t num_kv_tiles(const Tile& tile) { return num_kv_tiles(tile.kv_end); }
+inline int32_t step_keys(const Tile& tile) { return kTileKv / tile.heads_per_step; }
+/// Of a unit: a tile's rows against all its keys, for the kv heads of one step.
+inline int32_t num_steps(const Tile& tile) { return (tile.kv_end + step_keys(tile) - 1) / step_keys(tile); }
+inline int32_t num_units(const Tile& tile) { return tile.kv_head_end / tile.heads_per_step; }
 
 enum class Kind { kNarrow, kWide };
 
@@ -63,8 +65,8 @@ struct Schedule {
   void reset(int32_t num_ctas);
   /// Narrow items come in the order of their CTAs.
   void add_item(Kind kind, int32_t cta, const WorkItem& item, double us);
-  /// Opens a merge record for one kv head of a tile; its pieces follow at once, in key order, through
-  /// add_split.
+  /// Opens a merge record for the unit of a tile that begins at a kv head; its pieces follow at once, in key
+  /// order, through add_split.
   void open_split_tile(const Tile& tile, int32_t kv_head);
   /// Makes `item` the next piece of the split tile opened last.
   void add_split(WorkItem& item);
@@ -72,7 +74,14 @@ struct Schedule {
 
 /// Most partial rows of a schedule, per CTA. In the line of either kind a CTA's share has at most two pieces
 /// of cut units: one at its start and one at its end.
-inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowTileQ);
+inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowStepRows);
+
+/// Packed rows of a narrow item as the kernel takes them.
+inline int32_t padded_narrow_rows(int32_t num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32; }
+
+/// Sets heads_per_step of narrow tiles, as for a batch of nothing else.
+void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
+                           std::vector<Tile>& tiles);
 
 /// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_us`: the wide work that all
 /// CTAs share afterwards, in CTA-microseconds.

@@ -22,15 +22,15 @@ class LineCutter {
   }
 
   void place(const Tile& tile) {
-    const int32_t length = num_kv_tiles(tile);
-    for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
-      const int32_t num_heads = whole_heads(tile.kv_head_end - kv_head, costs_.whole_us(length));
-      if (num_heads > 0) {
-        place_heads(tile, kv_head, num_heads);
-        kv_head += num_heads;
+    const int32_t length = num_steps(tile);
+    for (int32_t unit = 0; unit < num_units(tile);) {
+      const int32_t fitting = whole_units(num_units(tile) - unit, costs_.whole_us(length));
+      if (fitting > 0) {
+        place_units(tile, unit, fitting);
+        unit += fitting;
       } else if (first_piece(length) > 0) {
-        place_pieces(tile, kv_head);
-        ++kv_head;
+        place_pieces(tile, unit);
+        ++unit;
       } else {
         next_cta();
       }
@@ -54,19 +54,19 @@ class LineCutter {
     start_cta();
   }
 
-  /// How many of the next heads go to this CTA whole. The last may overrun by half of itself, or by what a
+  /// How many of the next units go to this CTA whole. The last may overrun by half of itself, or by what a
   /// cut would cost.
-  int32_t whole_heads(int32_t num_heads_left, double unit_us) const {
-    if (is_last_cta()) return num_heads_left;
+  int32_t whole_units(int32_t num_units_left, double unit_us) const {
+    if (is_last_cta()) return num_units_left;
     const double overrun_us = std::min(unit_us / 2, costs_.cut_us());
     const double fitting = std::floor((room_us_ + overrun_us) / unit_us);
-    return static_cast<int32_t>(std::clamp<double>(fitting, 0, num_heads_left));
+    return static_cast<int32_t>(std::clamp<double>(fitting, 0, num_units_left));
   }
 
-  /// Keys that fill this CTA's room, the price of a piece counted.
+  /// Steps that fill this CTA's room, the price of a piece counted.
   int32_t fitting_piece() const {
     const double steps = std::round((room_us_ - costs_.start_us - costs_.split_us) / costs_.step_us);
-    return static_cast<int32_t>(std::clamp<double>(steps, 0, kMaxKvLen / kTileKv));
+    return static_cast<int32_t>(std::clamp<double>(steps, 0, kMaxKvLen));
   }
 
   /// Length of the piece that begins a cut unit, 0 where one of its sides would be a crumb.
@@ -81,36 +81,39 @@ class LineCutter {
     return is_last_cta() || length - begin - min_piece_ < piece ? length : begin + piece;
   }
 
-  void place_heads(const Tile& tile, int32_t kv_head, int32_t num_heads) {
+  /// Units [unit, unit + count) of a tile.
+  static WorkItem units_of(const Tile& tile, int32_t unit, int32_t count) {
     WorkItem item = tile;
-    item.kv_head_begin = kv_head;
-    item.kv_head_end = kv_head + num_heads;
-    place_item(item, num_heads * costs_.whole_us(num_kv_tiles(tile)));
+    item.kv_head_begin = unit * tile.heads_per_step;
+    item.kv_head_end = (unit + count) * tile.heads_per_step;
+    return item;
+  }
+
+  void place_units(const Tile& tile, int32_t unit, int32_t count) {
+    place_item(units_of(tile, unit, count), count * costs_.whole_us(num_steps(tile)));
   }
 
   /// One unit over this CTA and as many of the following as it takes; the last of them may have room left.
-  void place_pieces(const Tile& tile, int32_t kv_head) {
-    const int32_t length = num_kv_tiles(tile);
-    schedule_.open_split_tile(tile, kv_head);
+  void place_pieces(const Tile& tile, int32_t unit) {
+    const int32_t length = num_steps(tile);
+    schedule_.open_split_tile(tile, unit * tile.heads_per_step);
     left_us_ += costs_.split_us;
     int32_t begin = 0;
     int32_t end = first_piece(length);
-    place_piece(tile, kv_head, begin, end);
+    place_piece(tile, unit, begin, end);
     while (end < length) {
       left_us_ += costs_.start_us + costs_.split_us;  // the rest starts again
       next_cta();
       begin = end;
       end = next_piece_end(begin, length);
-      place_piece(tile, kv_head, begin, end);
+      place_piece(tile, unit, begin, end);
     }
   }
 
-  void place_piece(const Tile& tile, int32_t kv_head, int32_t begin, int32_t end) {
-    WorkItem item = tile;
-    item.kv_head_begin = kv_head;
-    item.kv_head_end = kv_head + 1;
-    item.kv_begin = begin * kTileKv;
-    item.kv_end = std::min(end * kTileKv, tile.kv_end);
+  void place_piece(const Tile& tile, int32_t unit, int32_t begin, int32_t end) {
+    WorkItem item = units_of(tile, unit, 1);
+    item.kv_begin = begin * step_keys(tile);
+    item.kv_end = std::min(end * step_keys(tile), tile.kv_end);
     schedule_.add_split(item);
     place_item(item, costs_.whole_us(end - begin) + costs_.split_us);
   }
@@ -141,10 +144,10 @@ LineWork sum_work(const std::vector<Tile>& tiles) {
   LineWork work;
   double sum_of_squares = 0;
   for (const Tile& tile : tiles) {
-    const double length = num_kv_tiles(tile);
-    work.num_units += tile.kv_head_end;
-    work.num_steps += length * tile.kv_head_end;
-    sum_of_squares += length * length * tile.kv_head_end;
+    const double length = num_steps(tile);
+    work.num_units += num_units(tile);
+    work.num_steps += length * num_units(tile);
+    sum_of_squares += length * length * num_units(tile);
   }
   if (work.num_steps > 0) work.typical_unit_steps = sum_of_squares / work.num_steps;
   return work;

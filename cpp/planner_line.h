@@ -1,8 +1,8 @@
 #pragma once
 
-/// Balance by construction: all units (tile, kv head) of one kind laid in a line (tile, kv head, keys), which
-/// is cut where each CTA's share of the time ends. A boundary between two CTAs cuts at most one unit, so a
-/// CTA's share is at most the rest of one unit, ranges of whole heads, and the start of another.
+/// Balance by construction: all units (tile, kv heads of a step) of one kind laid in a line (tile, kv heads,
+/// keys), which is cut where each CTA's share of the time ends. A boundary between two CTAs cuts at most one
+/// unit, so a CTA's share is at most the rest of one unit, ranges of whole units, and the start of another.
 
 #include <vector>
 
@@ -13,13 +13,13 @@ namespace onewave::planner {
 /// What a unit costs, in microseconds.
 struct UnitCosts {
   double start_us;  ///< of the unit, and again of each of its pieces
-  double step_us;   ///< for each tile of keys
+  double step_us;
   double split_us;  ///< of each piece of a cut unit, on top
 
   double whole_us(int32_t num_steps) const { return start_us + num_steps * step_us; }
   /// What one more cut adds: a second start, and the split's price on both sides.
   double cut_us() const { return start_us + 2 * split_us; }
-  /// The shortest piece worth a cut, in tiles of keys: they cost what the cut costs.
+  /// The shortest piece worth a cut, in steps: they cost what the cut costs.
   int32_t min_piece() const;
 };
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "head_groups.h"
 #include "planner_internal.h"
 #include "planner_line.h"
 
@@ -38,7 +39,47 @@ int choose_num_ctas(const LineWork& work, double wide_us, const CostModel& costs
   return best;
 }
 
+/// What taking several kv heads together saves: longer runs of memory, a part of the time of each step.
+constexpr double kHeadsTogetherGain = 0.01;
+
+/// What it costs: each split has more partials, and the last CTA to arrive merges all of them, kMergeSplits
+/// splits of a row in about this time.
+constexpr double kMergeRowUs = 0.1;
+constexpr double kMergeSplits = 4;
+
+/// Units that are cut before those that are not: their merges then fall into the time of the others.
+void move_pieces_first(Schedule& schedule) {
+  auto begin = schedule.narrow_items.begin();
+  for (const CtaLoad& load : schedule.ctas) {
+    const auto end = begin + load.num_narrow_items;
+    std::stable_partition(begin, end, [](const WorkItem& item) { return item.split_tile >= 0; });
+    begin = end;
+  }
+}
+
 }  // namespace
+
+void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
+                           std::vector<Tile>& tiles) {
+  const HeadGroups groups = head_groups(shape.num_kv_heads);
+  double num_all_steps = 0;
+  for (const Tile& tile : tiles) num_all_steps += double{tile.kv_end} * shape.num_kv_heads / kTileKv;
+  const double cta_steps = std::max(num_all_steps / num_ctas, 1.0);
+  const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(num_ctas);
+  const auto merge_us = [&](const Tile& tile, int32_t heads) {
+    const double num_pieces = double{tile.kv_end} * heads / kTileKv / cta_steps + 1;
+    return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;
+  };
+  for (Tile& tile : tiles) {
+    if (tile.kv_end == 0) continue;
+    for (const int32_t heads : {groups.most, groups.box}) {
+      if (heads * padded_narrow_rows(tile.num_rows) > kNarrowStepRows || merge_us(tile, heads) > gain_us)
+        continue;
+      tile.heads_per_step = heads;
+      break;
+    }
+  }
+}
 
 void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
                      Schedule& schedule) {
@@ -46,6 +87,7 @@ void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostM
   const LineWork work = sum_work(tiles);
   const int num_ctas = choose_num_ctas(work, wide_us, costs, static_cast<int>(schedule.ctas.size()));
   cut_line(tiles, work, unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
+  move_pieces_first(schedule);
 }
 
 }  // namespace onewave::planner

@@ -63,7 +63,7 @@ class LoadHeap {
 void sort_by_length(const std::vector<Tile>& tiles, std::vector<uint64_t>& order) {
   order.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
-    const auto length = static_cast<uint32_t>(num_kv_tiles(tiles[i]));
+    const auto length = static_cast<uint32_t>(num_steps(tiles[i]));
     order.push_back(uint64_t{~length} << 32 | i);
   }
   if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
@@ -78,7 +78,7 @@ void assign_longest_first(const std::vector<Tile>& tiles, const UnitCosts& costs
   double left_us = wide_us;
   for (const uint64_t entry : scratch.order) {
     const Tile& tile = tiles[static_cast<uint32_t>(entry)];
-    const double one_us = costs.whole_us(num_kv_tiles(tile));
+    const double one_us = costs.whole_us(num_steps(tile));
     for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
       const double fitting = std::clamp<double>(left_us * share / one_us, 1, tile.kv_head_end - kv_head);
       const auto num_heads = static_cast<int32_t>(fitting);

@@ -13,7 +13,8 @@ namespace {
 
 /// Rows are read by 16-byte copies, so every one must start at a multiple of this.
 constexpr int64_t kRowAlignment = 16;
-/// A gathering kernel counts a row's offset in 32 bits of 16 bytes; the last value means no row (cuda/load.cuh).
+/// A gathering kernel counts a row's offset in 32 bits of 16 bytes; the last value means no row
+/// (cuda/load.cuh).
 constexpr double kMaxGatherBytes = 16.0 * std::numeric_limits<uint32_t>::max();
 /// What a tensor map can hold: its strides are of 40 bits.
 constexpr int64_t kMaxCacheStrideBytes = int64_t{1} << 40;
@@ -47,7 +48,8 @@ void check_cache_stride(const char* name, const char* dimension, int64_t stride,
   }
 }
 
-/// To the start of the last row. In double: a product of what the other checks allow is more than an int64 holds.
+/// To the start of the last row. In double: a product of what the other checks allow is more than an int64
+/// holds.
 double cache_span_bytes(const PagedTensor& cache, int64_t num_pages, const AttentionShape& shape) {
   const auto reach = [](int64_t stride, int64_t size) {
     return size > 1 ? static_cast<double>(stride) * static_cast<double>(size - 1) : 0.0;

@@ -18,29 +18,33 @@ namespace onewave {
 /// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
 inline constexpr int32_t kPanelColumns = 64;
 
-inline uint32_t num_panels(const AttentionShape& shape) {
-  return static_cast<uint32_t>(shape.head_dim / kPanelColumns);
-}
+inline int32_t num_panels(const AttentionShape& shape) { return shape.head_dim / kPanelColumns; }
 
-/// Rank 5: column in panel, token, panel, kv head, page. A box is `box_panels` panels of one page, or of
-/// kTileKv tokens of it, in shared memory as the 128-byte swizzle lays it out.
+/// What one copy brings, in shared memory as the 128-byte swizzle lays it out.
+struct TmaBox {
+  int32_t tokens;  ///< of one page
+  int32_t panels;
+  int32_t heads;
+};
+
+/// Rank 5: column in panel, token, panel, kv head, page.
 inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape,
-                                 uint32_t box_panels) {
+                                 const TmaBox& box_shape) {
   const auto element_bytes = static_cast<cuuint64_t>(dtype_bytes(shape.dtype));
   const auto panel_bytes = kPanelColumns * element_bytes;
   // A dimension of size 1 may come with any stride, and the driver wants a valid one.
   auto stride_bytes = [&](int64_t stride, int64_t size) {
     return size > 1 ? static_cast<cuuint64_t>(stride) * element_bytes : panel_bytes;
   };
-  const cuuint64_t dims[5] = {kPanelColumns, static_cast<cuuint64_t>(shape.page_size),
-                              num_panels(shape),
-                              static_cast<cuuint64_t>(shape.num_kv_heads),
-                              static_cast<cuuint64_t>(num_pages)};
+  const cuuint64_t dims[5] = {
+      kPanelColumns, static_cast<cuuint64_t>(shape.page_size), static_cast<cuuint64_t>(num_panels(shape)),
+      static_cast<cuuint64_t>(shape.num_kv_heads), static_cast<cuuint64_t>(num_pages)};
   const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,
                                  stride_bytes(tensor.head_stride, shape.num_kv_heads),
                                  stride_bytes(tensor.page_stride, num_pages)};
-  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(std::min(shape.page_size, kTileKv)),
-                             box_panels, 1, 1};
+  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(box_shape.tokens),
+                             static_cast<cuuint32_t>(box_shape.panels),
+                             static_cast<cuuint32_t>(box_shape.heads), 1};
   const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
   const auto data_type =
       shape.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
@@ -58,7 +62,7 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
 /// The tensor map of the last run, encoded anew when the tensor is another one.
 class CachedTensorMap {
  public:
-  explicit CachedTensorMap(uint32_t box_panels) : box_panels_(box_panels) {}
+  explicit CachedTensorMap(const TmaBox& box) : box_(box) {}
 
   const TensorMap& get(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
     bool is_same = num_pages == num_pages_ && tensor.data == tensor_.data &&
@@ -66,7 +70,7 @@ class CachedTensorMap {
                    tensor.head_stride == tensor_.head_stride;
     if (!is_same) {
       num_pages_ = kNone;  // in case the driver refuses
-      map_ = make_tensor_map(tensor, num_pages, shape, box_panels_);
+      map_ = make_tensor_map(tensor, num_pages, shape, box_);
       tensor_ = tensor;
       num_pages_ = num_pages;
     }
@@ -75,7 +79,7 @@ class CachedTensorMap {
 
  private:
   static constexpr int64_t kNone = -1;
-  uint32_t box_panels_;
+  TmaBox box_;
   int64_t num_pages_ = kNone;
   PagedTensor tensor_{};
   TensorMap map_{};

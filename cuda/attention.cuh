@@ -18,19 +18,26 @@
 
 namespace onewave {
 
+/// Of the kind that comes first.
+__device__ __forceinline__ void prefetch_tensor_maps(const KernelParams& params, bool is_narrow) {
+  ptx::prefetch_tensor_map(is_narrow ? &params.k_map : &params.k_panel_map);
+  ptx::prefetch_tensor_map(&params.v_map);
+  if (is_narrow && params.group_heads_shift > 0) {
+    ptx::prefetch_tensor_map(&params.k_group_map);
+    ptx::prefetch_tensor_map(&params.v_group_map);
+  }
+}
+
 __device__ __forceinline__ void run_producer(const KernelParams& params, SharedStorage& storage) {
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
-  if (!kGather && threadIdx.x == 0 && params.num_pages > 0) {
-    ptx::prefetch_tensor_map(&params.k_panel_map);
-    ptx::prefetch_tensor_map(&params.k_map);
-    ptx::prefetch_tensor_map(&params.v_map);
-  }
-  produce<Kind::kNarrow>(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr, storage.narrow_rings,
-          narrow_padded_rows);
+  if (!kGather && threadIdx.x == 0 && params.num_pages > 0)
+    prefetch_tensor_maps(params, cta.narrow_begin < cta.wide_begin);
+  produce<Kind::kNarrow>(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr,
+                         storage.narrow_rings, narrow_rows_shift);
   ptx::mbarrier_wait(&storage.narrow_done, 0);
-  produce<Kind::kWide>(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items, storage.wide_rings,
-          [](int) { return kWideTileQ; });
+  produce<Kind::kWide>(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items,
+                       storage.wide_rings, [](int) { return kWideRowsShift; });
 }
 
 __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {

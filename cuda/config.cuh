@@ -23,6 +23,10 @@ static_assert(kHeadDim == 64 || kHeadDim == 128);
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
 
+inline constexpr int kTileKvShift = 7;
+inline constexpr int kWideRowsShift = 7;
+static_assert(kTileKv == 1 << kTileKvShift && kWideTileQ == 1 << kWideRowsShift);
+
 /// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle.
 inline constexpr int kPanelCols = 64;
 inline constexpr int kPanelRowBytes = 128;
@@ -35,6 +39,8 @@ inline constexpr int kPanelChunks = kPanelCols / kChunkCols;
 inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;
 inline constexpr int kConsumerWarps = kConsumerThreads / 32;
+inline constexpr int kConsumerWarpsShift = 3;
+static_assert(kConsumerWarps == 1 << kConsumerWarpsShift && kConsumerWarps >= kMaxHeadsPerStep);
 
 /// Arrivals of a consumer warp on a barrier: one lane's, after __syncwarp. compute-sanitizer's racecheck does
 /// not carry one lane's arrival over to what the others of its warp have read, so the cubins it checks (CMake

@@ -1,8 +1,11 @@
 #pragma once
 
-/// The end of a narrow item: each of the eight consumer warps has seen its own keys, with a maximum, a sum
-/// and O^T of its own (narrow.cuh). They agree on the joint maximum of every row, add up O^T in shared
-/// memory, a slice of columns at a time, in the order of the warps, and store it.
+/// The end of a narrow item: each of the eight consumer warps has seen its own keys of one kv head, with a
+/// maximum, a sum and O^T of its own (narrow.cuh). They are weighed by the joint maximum and sum of every row
+/// and added up through shared memory, a slice of columns at a time, in the order of the warps.
+///
+/// This code runs once an item, and what runs once waits for its instructions: about five cycles for each, so
+/// its loops are not unrolled where that does not wait for memory (bench/NOTES.md).
 
 #include "output.cuh"
 #include "softmax.cuh"
@@ -15,18 +18,22 @@ class NarrowJoin {
   static constexpr int kBlocks = kRows / 8;
 
  public:
-  __device__ __forceinline__ NarrowJoin(JoinBuffer& buffer, const Scales& scales)
-      : buffer_(buffer), scales_(scales), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32 - 4) {}
+  /// `step_heads_shift`: log2 of the kv heads that share the warps.
+  __device__ __forceinline__ NarrowJoin(JoinBuffer& buffer, const Scales& scales, int step_heads_shift)
+      : buffer_(buffer),
+        scales_(scales),
+        head_warps_shift_(kConsumerWarpsShift - step_heads_shift),
+        thread_(threadIdx.x - kWarpgroupThreads),
+        lane_(threadIdx.x % 32),
+        warp_(thread_ / 32) {}
 
-  /// Adds up the warps' results, a slice of columns at a time, and stores them.
-  __device__ __forceinline__ void run(const Output& output, RowState (&rows)[2 * kBlocks],
-                                      float (&out)[kHeadDim / 16][kBlocks][4]) {
+  __device__ __forceinline__ void run(const Output& output, const RowState (&rows)[2 * kBlocks],
+                                      const float (&out)[kHeadDim / 16][kBlocks][4]) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
     publish_states(rows);
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-    rescale_to_joint_max(rows, out);
-    store_states(output);
+    weigh_warps(output);
 #pragma unroll
     for (int slice = 0; slice < kHeadDim / kSliceCols; ++slice) {
       constexpr int kSliceBlocks = kSliceCols / 16;
@@ -49,86 +56,72 @@ class NarrowJoin {
   }
 
  private:
-  __device__ __forceinline__ void publish_states(RowState (&rows)[2 * kBlocks]) const {
+  __device__ __forceinline__ void publish_states(const RowState (&rows)[2 * kBlocks]) const {
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+      float l = rows[i].l;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float l = rows[2 * j + c].l;
-#pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
-        if (lane_ < 4) {
-          buffer_.m[warp_][8 * j + 2 * lane_ + c] = rows[2 * j + c].m;
-          buffer_.l[warp_][8 * j + 2 * lane_ + c] = l;
-        }
-      }
+      for (int lanes = 4; lanes < 32; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
+      if (lane_ < 4) buffer_.states[i / 2 * 8 + 2 * lane_ + i % 2][warp_] = make_float2(rows[i].m, l);
     }
   }
 
-  __device__ __forceinline__ float joint_max(int row) const {
-    float m = -INFINITY;
-#pragma unroll
-    for (int w = 0; w < kConsumerWarps; ++w) m = fmaxf(m, buffer_.m[w][row]);
-    return m;
-  }
-
-  __device__ __forceinline__ void rescale_to_joint_max(const RowState (&rows)[2 * kBlocks],
-                                                       float (&out)[kHeadDim / 16][kBlocks][4]) const {
-#pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float m = joint_max(8 * j + lane_ % 4 * 2 + c);
-        const float factor = ptx::ex2((rows[2 * j + c].m - finite_max(m)) * scales_.score_log2);
-#pragma unroll
-        for (int i = 0; i < kHeadDim / 16; ++i) {
-          out[i][j][c] *= factor;
-          out[i][j][2 + c] *= factor;
-        }
-      }
-    }
-  }
-
-  /// One thread per row: the sum over the warps, the lse, and the factor of the output. The barrier that
-  /// follows the first slice publishes it.
-  __device__ __forceinline__ void store_states(const Output& output) const {
-    const int row = warp_ * 32 + lane_;
-    if (row >= output.item.num_rows) return;
-    const float m = joint_max(row);
-    float l = 0.f;
-#pragma unroll
-    for (int w = 0; w < kConsumerWarps; ++w)
-      l += buffer_.l[w][row] * ptx::ex2((buffer_.m[w][row] - finite_max(m)) * scales_.score_log2);
-    buffer_.out_scale[row] = row_out_scale(l, scales_.v);
-    output.store_lse(row, row_lse(m, l, scales_.score_log2));
+  /// A thread for each row and warp, the warps of a row side by side: the weight of the warp's O^T, and the
+  /// row's lse. The barrier that follows the first slice publishes the weights.
+  __device__ __forceinline__ void weigh_warps(const Output& output) const {
+    if (thread_ >= kRows * kConsumerWarps) return;
+    const int row = thread_ / kConsumerWarps;
+    const int warp = thread_ % kConsumerWarps;
+    const int num_head_warps = 1 << head_warps_shift_;
+    const float2 state = buffer_.states[row][warp];
+    float m = state.x;
+    for (int lanes = 1; lanes < num_head_warps; lanes *= 2)
+      m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, lanes));
+    const float factor = ptx::ex2((state.x - finite_max(m)) * scales_.score_log2);
+    float l = state.y * factor;
+    for (int lanes = 1; lanes < num_head_warps; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
+    buffer_.weights[warp][row] = factor * row_out_scale(l, scales_.v);
+    if ((warp & (num_head_warps - 1)) == 0 && row < output.item.num_rows)
+      output.store_lse(warp >> head_warps_shift_, row, row_lse(m, l, scales_.score_log2));
   }
 
   template <int kSliceCols, int kPitch>
   __device__ __forceinline__ void store_slice(const Output& output, int first_col) const {
     constexpr int kRowQuads = kSliceCols / 4;
-    const int i = warp_ * 32 + lane_;
     static_assert(kRows * kRowQuads <= kConsumerThreads);
-    const int row = i / kRowQuads;
-    const int col = i % kRowQuads * 4;
+    const int row = thread_ / kRowQuads;
+    const int col = thread_ % kRowQuads * 4;
     if (row >= output.item.num_rows) return;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    const auto add = [&](int warp) {
+      const float4 part = *reinterpret_cast<const float4*>(buffer_.out + (warp * kRows + row) * kPitch + col);
+      const float weight = buffer_.weights[warp][row];
+      sum.x = fmaf(weight, part.x, sum.x);
+      sum.y = fmaf(weight, part.y, sum.y);
+      sum.z = fmaf(weight, part.z, sum.z);
+      sum.w = fmaf(weight, part.w, sum.w);
+    };
+    if (head_warps_shift_ == kConsumerWarpsShift) {  // one kv head: the reads of all warps together
 #pragma unroll
-    for (int w = 0; w < kConsumerWarps; ++w) {
-      const float4 part = *reinterpret_cast<const float4*>(buffer_.out + (w * kRows + row) * kPitch + col);
-      sum.x += part.x;
-      sum.y += part.y;
-      sum.z += part.z;
-      sum.w += part.w;
+      for (int warp = 0; warp < kConsumerWarps; ++warp) add(warp);
+      output.store_4(0, row, first_col + col, sum);
+      return;
     }
-    const float scale = buffer_.out_scale[row];
-    output.store_4(row, first_col + col,
-                   make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
+#pragma unroll 1
+    for (int warp = 0; warp < kConsumerWarps; ++warp) {
+      add(warp);
+      if ((warp + 1) & ((1 << head_warps_shift_) - 1)) continue;
+      output.store_4(warp >> head_warps_shift_, row, first_col + col, sum);
+      sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    }
   }
 
   JoinBuffer& buffer_;
-  const Scales scales_;
+  const Scales& scales_;
+  const int head_warps_shift_;  ///< log2 of the warps of a kv head
+  const int thread_;            ///< of the consumers
   const int lane_;
-  const int warp_;  ///< of the consumers, 0..7
+  const int warp_;
 };
 
 }  // namespace onewave

@@ -19,7 +19,8 @@ namespace onewave {
 struct KeyRange {
   int begin;
   int end;
-  int page_begin;  ///< index in kv_indices of the request's first page
+  int page_begin;        ///< index in kv_indices of the request's first page
+  int step_heads_shift;  ///< log2 of the kv heads of a tile
 };
 
 /// A box per page, issued by the lanes of one warp, a page each. The wide kind's K has one for each 64-column
@@ -28,28 +29,28 @@ template <Kind kKind>
 struct TmaLoader {
   struct Rows {
     int page;
-    int token;  ///< first token of the box in its page
+    int token;             ///< first token of the box in its page
+    int step_heads_shift;  ///< narrow: as in KeyRange
   };
 
   const KernelParams& params;
   const int32_t* kv_indices;
   int lane;
   int page_shift;  ///< log2(page_size)
-  int box_tokens;
-  int boxes_per_tile;
 
   __device__ __forceinline__ TmaLoader(const KernelParams& params, const PlanHeader* header)
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         lane(threadIdx.x % 32),
-        page_shift(__ffs(header->page_size) - 1),
-        box_tokens(min(header->page_size, kTileKv)),
-        boxes_per_tile(kTileKv / box_tokens) {}
+        page_shift(__ffs(header->page_size) - 1) {}
 
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
-    const int key = tile_begin + lane * box_tokens;
-    Rows rows{params.num_pages, key & ((1 << page_shift) - 1)};  // no such page: a box of zeros
-    if (lane < boxes_per_tile && key < keys.end)
+    const TmaBox box(params, keys.step_heads_shift);
+    const int token_box = lane >> (keys.step_heads_shift - box.heads_shift);
+    const int key = tile_begin + (token_box << box.tokens_shift);
+    // No such page: a box of zeros.
+    Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
+    if (lane < kTileKv >> box.rows_shift() && key < keys.end)
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
@@ -57,29 +58,34 @@ struct TmaLoader {
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
     if constexpr (kKind == Kind::kNarrow) {
-      load_joint(params.k_map, rows, kv_head, stage, full);
+      load_boxes(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head, stage, full);
     } else {
       expect_stage(full);
-      if (lane >= boxes_per_tile) return;
+      if (lane >= kTileKv >> params.box_shift) return;
 #pragma unroll
       for (int panel = 0; panel < kNumPanels; ++panel) {
-        ptx::tma_load_5d(stage + (panel * kTileKv + lane * box_tokens) * kPanelCols, &params.k_panel_map, full,
-                         0, rows.token, panel, kv_head, rows.page);
+        ptx::tma_load_5d(stage + (panel * kTileKv + (lane << params.box_shift)) * kPanelCols,
+                         &params.k_panel_map, full, 0, rows.token, panel, kv_head, rows.page);
       }
     }
   }
 
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    load_joint(params.v_map, rows, kv_head, stage, full);
+    const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
+    load_boxes(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
   }
 
  private:
-  __device__ __forceinline__ void load_joint(const TensorMap& map, const Rows& rows, int kv_head,
+  __device__ __forceinline__ void load_boxes(const TensorMap& map, const Rows& rows, int kv_head,
                                              Element* stage, uint64_t* full) const {
+    const int heads_shift = kKind == Kind::kNarrow ? rows.step_heads_shift : 0;
+    const TmaBox box(params, heads_shift);
+    const int head_box = lane & ((1 << (heads_shift - box.heads_shift)) - 1);
     expect_stage(full);
-    if (lane >= boxes_per_tile) return;
-    ptx::tma_load_5d(stage + lane * box_tokens * kHeadDim, &map, full, 0, rows.token, 0, kv_head, rows.page);
+    if (lane >= kTileKv >> box.rows_shift()) return;
+    ptx::tma_load_5d(stage + (lane << box.rows_shift()) * kHeadDim, &map, full, 0, rows.token, 0,
+                     kv_head + (head_box << box.heads_shift), rows.page);
   }
 
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
@@ -88,11 +94,14 @@ struct TmaLoader {
   }
 };
 
-/// Row by row: a thread looks up one key, its warp copies the 32 rows together, 16 bytes a lane.
+/// Row by row: a thread looks up one key of one kv head, its warp copies the 32 rows together, 16 bytes a
+/// lane.
+template <Kind kKind>
 struct GatherLoader {
   struct Rows {
     int page;  ///< -1: past kv_end
     int token;
+    int head;  ///< of the step
   };
 
   const KernelParams& params;
@@ -111,10 +120,12 @@ struct GatherLoader {
         v_first(first_chunk(params.v)) {}
 
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
-    const int key = tile_begin + row;
-    if (key >= keys.end) return {-1, 0};
+    const int tile_keys = kTileKv >> keys.step_heads_shift;
+    const int key = tile_begin + (row & (tile_keys - 1));
+    if (key >= keys.end) return {-1, 0, 0};
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
-    return {kv_indices[keys.page_begin + page_idx], static_cast<int>(key - page_idx * page_size)};
+    return {kv_indices[keys.page_begin + page_idx], static_cast<int>(key - page_idx * page_size),
+            row << keys.step_heads_shift >> kTileKvShift};
   }
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
@@ -140,8 +151,8 @@ struct GatherLoader {
                                        int kv_head, Element* stage, uint64_t* full) const {
     const int lane = row % 32;
     const bool valid = rows.page >= 0;
-    const uint32_t offset =
-        rows.page * source.page_chunks + rows.token * source.token_chunks + kv_head * source.head_chunks;
+    const uint32_t offset = rows.page * source.page_chunks + rows.token * source.token_chunks +
+                            (kv_head + rows.head) * source.head_chunks;
     const uint32_t destination = ptx::shared_address(stage) +
                                  tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
     if (__all_sync(0xffffffff, valid)) {
@@ -180,20 +191,23 @@ struct GatherLoader {
   }
 };
 
-/// Fills the first `num_rows` rows of the query tile; rows the item does not have become zeros. `thread`
-/// counts the kQueryLoaderThreads threads that share the work.
-template <int kTileElements>
+/// Fills the query tile of the kv heads from `kv_head` on that an item takes together, each padded to
+/// 1 << rows_shift rows: those that the item does not have become zeros. `thread` counts the
+/// kQueryLoaderThreads threads that share the work.
+template <Kind kKind, int kTileElements>
 __device__ __forceinline__ void load_queries(const KernelParams& params, const WorkItem& item,
-                                             const PackedRows& rows, int kv_head, int num_rows, int thread,
+                                             const PackedRows& rows, int kv_head, int rows_shift, int thread,
                                              Element (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
+  const int num_tile_rows = 1 << (rows_shift + step_heads_shift<kKind>(item));
   const int chunk = thread % kRowChunks;
   const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
-  for (int row = thread / kRowChunks; row < num_rows; row += kQueryLoaderThreads / kRowChunks) {
+  for (int i = thread / kRowChunks; i < num_tile_rows; i += kQueryLoaderThreads / kRowChunks) {
+    const int row = i & ((1 << rows_shift) - 1);
     const bool valid = row < item.num_rows;
-    const QueryRow source = rows.query_row(kv_head, valid ? row : 0);
-    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / kHeadDim, row, chunk),
+    const QueryRow source = rows.query_row(kv_head + (i >> rows_shift), valid ? row : 0);
+    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / kHeadDim, i, chunk),
                               q + static_cast<int64_t>(source.token) * params.q_token_stride +
                                   static_cast<int64_t>(source.head) * params.q_head_stride,
                               valid);

@@ -2,8 +2,10 @@
 
 /// The narrow kind: memory-bound items of up to 32 packed rows, with the roles of the operands swapped, so
 /// that few rows cost few tensor cycles: S^T = K Q^T and O^T += V^T P^T by mma.sync m16n8k16, keys (then head
-/// columns) as M, packed rows as N. Each of the eight consumer warps owns 16 keys of every stage and has its
-/// own maximum, sum and O^T; there is no barrier inside an item, and the warps join once at its end.
+/// columns) as M, packed rows as N. A stage has 128 rows: keys of one kv head, or fewer keys of several,
+/// which lie side by side in a page and are read in one piece. Each of the eight consumer warps owns 16 rows
+/// of every stage, keys of one kv head, and has its own maximum, sum and O^T; there is no barrier inside an
+/// item, and the warps of a kv head join once at its end.
 ///
 /// Accumulators: lane i holds of each 16 x 8 block the elements (i / 4, 2 (i % 4) + c) at c and 8 rows below
 /// at 2 + c. So a lane's packed rows are 8 j + 2 (i % 4) + c in S^T and O^T alike, and one RowState serves
@@ -27,17 +29,27 @@ class NarrowConsumer {
 
  public:
   __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
-                                            NarrowStorage& storage, KindRings& rings, KindPositions& at)
+                                            NarrowStorage& storage, KindRings& rings, KindPositions& at,
+                                            int step_heads_shift)
       : params_(params),
         work_(work),
         storage_(storage),
         rings_(rings),
         at_(at),
         scales_(params, work.header),
-        layout_(box_layout(params)),
-        lane_(threadIdx.x % 32),
-        warp_(__shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0)) {}
+        step_heads_shift_(step_heads_shift),
+        lane_(threadIdx.x % 32) {
+    const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
+    const int head_warps_shift = kConsumerWarpsShift - step_heads_shift;
+    head_ = warp >> head_warps_shift;
+    warp_key_ = (warp & ((1 << head_warps_shift) - 1)) * 16;
+    const NarrowLayout layout(params, step_heads_shift);
+    k_row_ = layout.row_offset(head_, warp_key_ + lane_ % 16);
+    v_row_ = layout.row_offset(head_, warp_key_ + lane_ / 16 * 8 + lane_ % 8);
+    panel_bytes_ = layout.panel_bytes();
+  }
 
+  /// `kv_head`: the first of the step.
   __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     QueryFragments q;
     float out[kHeadDim / 16][kBlocks][4] = {};
@@ -54,13 +66,15 @@ class NarrowConsumer {
     const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
     const int kv_end = item.kv_end;
-    for (int tile_begin = last_tile_begin(item); tile_begin >= kv_begin; tile_begin -= kTileKv) {
-      const int first_key = tile_begin + warp_ * 16;
+    const int tile_keys = kTileKv >> step_heads_shift_;
+    for (int tile_begin = last_tile_begin(item, step_heads_shift_); tile_begin >= kv_begin;
+         tile_begin -= tile_keys) {
+      const int first_key = tile_begin + warp_key_;
       float scores[kBlocks][4] = {};
       rings_.k.wait_full(at_.k);
       multiply_keys(scores, q);
       rings_.k.release(at_.k);
-      if (tile_begin + kTileKv > all_visible) mask(scores, PackedRows(work_, item), first_key);
+      if (tile_begin + tile_keys > all_visible) mask(scores, PackedRows(work_, item), first_key);
       uint32_t weights[kBlocks][2];
       softmax(scores, rows, out, weights);
       rings_.v.wait_full(at_.v);
@@ -73,7 +87,8 @@ class NarrowConsumer {
     }
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
-    NarrowJoin<kRows>(storage_.join, scales_).run(Output(params_, work_, item, packed, kv_head), rows, out);
+    NarrowJoin<kRows>(storage_.join, scales_, step_heads_shift_)
+        .run(Output(params_, work_, item, packed, kv_head), rows, out);
   }
 
  private:
@@ -81,18 +96,18 @@ class NarrowConsumer {
   /// step s.
   __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.q[at_.q.stage()]);
-    const uint32_t first = first_chunk(tile + lane_ % 8 * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
-    const uint32_t rows = (step_pair / 2 * kNarrowTileQ + 8 * j) * kPanelRowBytes;
+    const uint32_t first =
+        first_chunk(tile + (head_ * kRows + lane_ % 8) * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
+    const uint32_t rows = (step_pair / 2 * kNarrowStepRows + 8 * j) * kPanelRowBytes;
     ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
-    const uint32_t row = tile + layout_.row_offset(warp_ * 16 + lane_ % 16);
-    const uint32_t first = first_chunk(row, lane_) ^ lane_ / 16 * 16;
+    const uint32_t first = first_chunk(tile + k_row_, lane_) ^ lane_ / 16 * 16;
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
-      const uint32_t panel = step_pair / 2 * layout_.panel_bytes();
+      const uint32_t panel = step_pair / 2 * panel_bytes_;
       uint32_t k[2][4];
       ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
       ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
@@ -158,8 +173,7 @@ class NarrowConsumer {
   __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
-    const int key = warp_ * 16 + lane_ / 16 * 8 + lane_ % 8;
-    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + layout_.row_offset(key);
+    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + v_row_;
     const uint32_t first = first_chunk(row, lane_) ^ lane_ / 8 % 2 * 16;
     const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
@@ -168,7 +182,7 @@ class NarrowConsumer {
 #pragma unroll
     for (int m = 0; m < kHeadDim / 16; ++m) {
       uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * layout_.panel_bytes());
+      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * panel_bytes_);
       if constexpr (kMasked) {
         v[0] &= keep_low;
         v[1] &= keep_low;
@@ -187,14 +201,18 @@ class NarrowConsumer {
   KindRings& rings_;
   KindPositions& at_;
   const Scales scales_;
-  const BoxLayout layout_;
+  const int step_heads_shift_;  ///< log2 of the kv heads of a step
   const int lane_;
-  const int warp_;  ///< 0..7: keys 16 warp .. 16 warp + 15 of every stage
+  int head_;        ///< of the step, that of this warp
+  int warp_key_;    ///< first of the warp's 16 keys of every stage
+  uint32_t k_row_;  ///< bytes from the start of a stage to the row that this lane gives ldmatrix
+  uint32_t v_row_;
+  uint32_t panel_bytes_;
 };
 
-/// Rows of the query tile that an item's consumers read.
-__device__ __forceinline__ int narrow_padded_rows(int num_rows) {
-  return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32;
+/// log2 of the rows of the query tile that an item's consumers read, for each kv head.
+__device__ __forceinline__ int narrow_rows_shift(int num_rows) {
+  return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
 }
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
@@ -204,16 +222,17 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   const int thread = threadIdx.x - kWarpgroupThreads;
   const WorkItem& item = cursor.item();
   const int kv_head = cursor.kv_head();
-  const int padded_rows = narrow_padded_rows(item.num_rows);
+  const int rows_shift = narrow_rows_shift(item.num_rows);
+  const int heads_shift = step_heads_shift<Kind::kNarrow>(item);
   if (!has_keys(item)) {
     const PackedRows packed(work, item);
     store_empty(Output(params, work, item, packed, kv_head), thread);
-  } else if (padded_rows == 8) {
-    NarrowConsumer<8>(params, work, storage, rings, at).attend(item, kv_head);
-  } else if (padded_rows == 16) {
-    NarrowConsumer<16>(params, work, storage, rings, at).attend(item, kv_head);
+  } else if (rows_shift == 3) {
+    NarrowConsumer<8>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
+  } else if (rows_shift == 4) {
+    NarrowConsumer<16>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
   } else {
-    NarrowConsumer<32>(params, work, storage, rings, at).attend(item, kv_head);
+    NarrowConsumer<32>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
   }
   if (item.split_tile >= 0)
     finish_split(params, work, item, PackedRows(work, item), kv_head, thread, is_last_arrival);

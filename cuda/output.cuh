@@ -9,68 +9,62 @@
 
 namespace onewave {
 
-/// The destination of one (item, kv head).
+/// The destination of the kv heads of an item that are done together; `head` counts them from the first.
 struct Output {
   const KernelParams& params;
   const WorkItem& item;
   const PackedRows& rows;
-  int kv_head;
-  const SplitTile* split;  ///< null: the item is the whole tile
-  int64_t partial_row;     ///< of the tile's first row, for this split
+  int kv_head;              ///< the first
+  bool is_split;            ///< the item is a part of a split tile
+  int64_t partial_row = 0;  ///< of the first row of the first kv head
 
   __device__ __forceinline__ Output(const KernelParams& params, const Work& work, const WorkItem& item,
                                     const PackedRows& rows, int kv_head)
-      : params(params), item(item), rows(rows), kv_head(kv_head), split(nullptr), partial_row(0) {
-    if (item.split_tile < 0) return;
-    split = plan_section<SplitTile>(work.header, work.header->split_tiles_offset) + item.split_tile;
-    partial_row = first_partial_row(item.split_idx);
+      : params(params), item(item), rows(rows), kv_head(kv_head), is_split(item.split_tile >= 0) {
+    if (is_split)
+      partial_row = split_tile(work, item).partial_row_begin +
+                    static_cast<int64_t>(item.split_idx) * item.heads_per_step * item.num_rows;
   }
 
-  __device__ __forceinline__ int64_t first_partial_row(int split_idx) const {
-    return split->partial_row_begin +
-           (static_cast<int64_t>(kv_head - split->kv_head_begin) * split->num_splits + split_idx) *
-               split->num_rows;
-  }
-
-  __device__ __forceinline__ Element* out_row(int row) const {
-    const QueryRow target = rows.query_row(kv_head, row);
+  __device__ __forceinline__ Element* out_row(int head, int row) const {
+    const QueryRow target = rows.query_row(kv_head + head, row);
     return static_cast<Element*>(params.out) + static_cast<int64_t>(target.token) * params.out_token_stride +
            static_cast<int64_t>(target.head) * params.out_head_stride;
   }
 
-  __device__ __forceinline__ float* partial_out_row(int row) const {
-    return params.partial_out + (partial_row + row) * kHeadDim;
+  __device__ __forceinline__ float* partial_out_row(int head, int row) const {
+    return params.partial_out + (partial_row + head * item.num_rows + row) * kHeadDim;
   }
 
-  __device__ __forceinline__ void store_final_lse(int row, float lse) const {
+  __device__ __forceinline__ void store_final_lse(int head, int row, float lse) const {
     if (params.lse == nullptr) return;
-    const QueryRow target = rows.query_row(kv_head, row);
-    params.lse[static_cast<int64_t>(target.token) * work_num_qo_heads() + target.head] = lse;
+    const QueryRow target = rows.query_row(kv_head + head, row);
+    params.lse[static_cast<int64_t>(target.token) * num_qo_heads() + target.head] = lse;
   }
 
-  __device__ __forceinline__ void store_lse(int row, float lse) const {
-    if (split != nullptr) {
-      params.partial_lse[partial_row + row] = lse;
+  __device__ __forceinline__ void store_lse(int head, int row, float lse) const {
+    if (is_split) {
+      params.partial_lse[partial_row + head * item.num_rows + row] = lse;
     } else {
-      store_final_lse(row, lse);
+      store_final_lse(head, row, lse);
     }
   }
 
-  __device__ __forceinline__ int work_num_qo_heads() const {
+  __device__ __forceinline__ int num_qo_heads() const {
     return static_cast<const PlanHeader*>(params.plan)->num_qo_heads;
   }
 
-  __device__ __forceinline__ void store_final_4(int row, int col, float4 x) const {
-    *reinterpret_cast<uint2*>(out_row(row) + col) =
+  __device__ __forceinline__ void store_final_4(int head, int row, int col, float4 x) const {
+    *reinterpret_cast<uint2*>(out_row(head, row) + col) =
         make_uint2(ptx::pack<Element>(x.x, x.y), ptx::pack<Element>(x.z, x.w));
   }
 
   /// Columns col .. col + 3, a multiple of 4.
-  __device__ __forceinline__ void store_4(int row, int col, float4 x) const {
-    if (split != nullptr) {
-      *reinterpret_cast<float4*>(partial_out_row(row) + col) = x;
+  __device__ __forceinline__ void store_4(int head, int row, int col, float4 x) const {
+    if (is_split) {
+      *reinterpret_cast<float4*>(partial_out_row(head, row) + col) = x;
     } else {
-      store_final_4(row, col, x);
+      store_final_4(head, row, col, x);
     }
   }
 };
@@ -80,8 +74,8 @@ __device__ __forceinline__ void store_empty(const Output& output, int thread) {
   for (int i = thread; i < output.item.num_rows * (kHeadDim / 4); i += kConsumerThreads) {
     const int row = i / (kHeadDim / 4);
     const int col = i % (kHeadDim / 4) * 4;
-    output.store_4(row, col, make_float4(0.f, 0.f, 0.f, 0.f));
-    if (col == 0) output.store_lse(row, -INFINITY);
+    output.store_4(0, row, col, make_float4(0.f, 0.f, 0.f, 0.f));
+    if (col == 0) output.store_lse(0, row, -INFINITY);
   }
 }
 

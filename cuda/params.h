@@ -27,31 +27,36 @@ struct GatheredTensor {
   uint32_t head_chunks;
 };
 
-/// The tensor maps are for kernels that load by TMA, the gathered tensors for the others.
+/// What every CTA reads first stands together. The tensor maps are for kernels that load by TMA, the gathered
+/// tensors for the others.
 struct KernelParams {
-  TensorMap k_panel_map;  ///< rank 5: column in panel (64), token, panel, head, page; a box is of one panel
-  TensorMap k_map;        ///< a box has all panels
-  TensorMap v_map;
-  GatheredTensor k;
-  GatheredTensor v;
-  const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
-  void* out;      ///< [total_qo_len, num_qo_heads, head_dim]
+  void* plan;  ///< the workspace: a PlanHeader at its start
+  int32_t num_pages;
+  int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it
+  int32_t group_box_shift;    ///< the same of a box of several kv heads
+  int32_t group_heads_shift;  ///< log2 of its kv heads
+  const void* q;              ///< [total_qo_len, num_qo_heads, head_dim]
+  void* out;                  ///< [total_qo_len, num_qo_heads, head_dim]
   int32_t q_token_stride;
   int32_t q_head_stride;
   int32_t out_token_stride;
   int32_t out_head_stride;
   float* lse;                ///< [total_qo_len, num_qo_heads], base 2; may be null
-  void* plan;                ///< the workspace: a PlanHeader at its start
   float* partial_out;        ///< [max_partial_rows, head_dim]
   float* partial_lse;        ///< [max_partial_rows], base 2
   const float* k_scale_ptr;  ///< times k_scale, where not null
   const float* v_scale_ptr;
-  int32_t num_pages;
   float k_scale;
   float v_scale;
-  int32_t box_shift;  ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it
+  GatheredTensor k;
+  GatheredTensor v;
+  TensorMap k_panel_map;  ///< rank 5: column in panel (64), token, panel, head, page; a box is of one panel
+  TensorMap k_map;        ///< a box has all panels
+  TensorMap v_map;
+  TensorMap k_group_map;  ///< a box has all panels of several kv heads
+  TensorMap v_group_map;
 };
 
-static_assert(sizeof(KernelParams) == 576, "host and device must agree");
+static_assert(sizeof(KernelParams) == 832, "host and device must agree");
 
 }  // namespace onewave

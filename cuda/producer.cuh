@@ -16,9 +16,9 @@
 namespace onewave {
 
 template <Kind kKind>
-using KvLoader = std::conditional_t<kGather, GatherLoader, TmaLoader<kKind>>;
+using KvLoader = std::conditional_t<kGather, GatherLoader<kKind>, TmaLoader<kKind>>;
 
-/// One tile of keys of one kv head.
+/// One tile of keys, of the kv heads that the item takes together.
 template <class Loader>
 struct KvTile {
   bool valid;
@@ -28,7 +28,7 @@ struct KvTile {
 };
 
 /// All tiles of keys of a list, one after another.
-template <class Loader>
+template <Kind kKind, class Loader>
 class KvTileStream {
  public:
   __device__ __forceinline__ KvTileStream(const Loader& loader, const HeadCursor& cursor)
@@ -40,7 +40,7 @@ class KvTileStream {
   __device__ __forceinline__ KvTile<Loader> next() {
     if (!cursor_.valid()) return {};
     const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
-    tile_begin_ -= kTileKv;
+    tile_begin_ -= kTileKv >> keys_.step_heads_shift;
     is_first_ = false;
     if (tile_begin_ < keys_.begin) {
       cursor_.advance();
@@ -54,8 +54,8 @@ class KvTileStream {
     cursor_.skip_keyless();
     if (!cursor_.valid()) return;
     const WorkItem& item = cursor_.item();
-    keys_ = {item.kv_begin, item.kv_end, item.page_begin};
-    tile_begin_ = last_tile_begin(item);
+    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<kKind>(item)};
+    tile_begin_ = last_tile_begin(item, keys_.step_heads_shift);
     is_first_ = true;
   }
 
@@ -67,20 +67,20 @@ class KvTileStream {
 };
 
 /// Loads the query tile of one (item, kv head) after another, and writes its record to `items`, where there
-/// are any. `padded_rows(num_rows)`: how many rows of it the consumers read.
-template <class KindTiles, class PaddedRows>
+/// are any. `rows_shift(num_rows)`: log2 of the rows of it that the consumers read, for each kv head.
+template <Kind kKind, class KindTiles, class RowsShift>
 class QueryStream {
  public:
   __device__ __forceinline__ QueryStream(const KernelParams& params, const Work& work,
                                          const HeadCursor& cursor, KindTiles& tiles, HeadItem* items,
-                                         KindRings& rings, const PaddedRows& padded_rows)
+                                         KindRings& rings, const RowsShift& rows_shift)
       : params_(params),
         work_(work),
         cursor_(cursor),
         tiles_(tiles),
         items_(items),
         rings_(rings),
-        padded_rows_(padded_rows) {
+        rows_shift_(rows_shift) {
     cursor_.skip_keyless();
   }
 
@@ -92,8 +92,8 @@ class QueryStream {
     const int thread = threadIdx.x % kQueryLoaderThreads;
     const PackedRows rows(work_, item);
     rings_.q.wait_empty(at_);
-    load_queries(params_, item, rows, kv_head, padded_rows_(item.num_rows), thread, tiles_.q[at_.stage()],
-                 &rings_.q.full[at_.stage()]);
+    load_queries<kKind>(params_, item, rows, kv_head, rows_shift_(item.num_rows), thread,
+                        tiles_.q[at_.stage()], &rings_.q.full[at_.stage()]);
     cursor_.advance();
     cursor_.skip_keyless();
     if (thread == 0) {
@@ -110,12 +110,12 @@ class QueryStream {
   KindTiles& tiles_;
   HeadItem* items_;
   KindRings& rings_;
-  const PaddedRows& padded_rows_;
+  const RowsShift& rows_shift_;
   RingPosition<kQueryStages> at_;
 };
 
 /// The gathering cubins: all producer threads load Q, K and V, K one tile ahead of V.
-template <class Loader, class KindTiles, class Queries>
+template <Kind kKind, class Loader, class KindTiles, class Queries>
 __device__ __forceinline__ void load_together(const Loader& loader, const HeadCursor& cursor,
                                               KindTiles& tiles, KindRings& rings, Queries& queries) {
   RingPosition<kNumStages> at_k, at_v;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const HeadCu
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
-  KvTileStream<Loader> stream(loader, cursor);
+  KvTileStream<kKind, Loader> stream(loader, cursor);
   KvTile<Loader> tile = stream.next();
   KvTile<Loader> next_tile = stream.next();
   if (tile.valid) load_k(tile);
@@ -141,11 +141,11 @@ __device__ __forceinline__ void load_together(const Loader& loader, const HeadCu
 }
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
-template <class Loader, class Load>
+template <Kind kKind, class Loader, class Load>
 __device__ __forceinline__ void load_tiles(const Loader& loader, const HeadCursor& cursor,
                                            Ring<kNumStages>& ring, Load&& load) {
   RingPosition<kNumStages> at;
-  KvTileStream<Loader> stream(loader, cursor);
+  KvTileStream<kKind, Loader> stream(loader, cursor);
   KvTile<Loader> tile = stream.next();
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
@@ -157,23 +157,23 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const HeadCurso
 }
 
 /// The items [begin, end).
-template <Kind kKind, class KindTiles, class PaddedRows>
+template <Kind kKind, class KindTiles, class RowsShift>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, int begin, int end,
                                         KindTiles& tiles, HeadItem* items, KindRings& rings,
-                                        const PaddedRows& padded_rows) {
+                                        const RowsShift& rows_shift) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   const HeadCursor cursor(work, begin, end);
   using Loader = KvLoader<kKind>;
   const Loader loader(params, work.header);
-  QueryStream<KindTiles, PaddedRows> queries(params, work, cursor, tiles, items, rings, padded_rows);
+  QueryStream<kKind, KindTiles, RowsShift> queries(params, work, cursor, tiles, items, rings, rows_shift);
   if constexpr (kGather) {
-    load_together(loader, cursor, tiles, rings, queries);
+    load_together<kKind>(loader, cursor, tiles, rings, queries);
   } else if (warp == 0) {
-    load_tiles(loader, cursor, rings.k, [&](const KvTile<Loader>& tile, int stage) {
+    load_tiles<kKind>(loader, cursor, rings.k, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
     });
   } else if (warp == 1) {
-    load_tiles(loader, cursor, rings.v, [&](const KvTile<Loader>& tile, int stage) {
+    load_tiles<kKind>(loader, cursor, rings.v, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
     });
   } else {

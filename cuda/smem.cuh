@@ -3,7 +3,7 @@
 /// The shared-memory plan of a CTA.
 ///
 ///   | rings of both kinds, flag |  wide:   Q stages of 128 rows | K stages | V stages | items |
-///   |                           |  narrow: Q stages of  32 rows | K stages | V stages | join  |  (the same
+///   |                           |  narrow: Q stages of  64 rows | K stages | V stages | join  |  (the same
 ///   bytes)
 ///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
@@ -25,7 +25,7 @@ struct Tiles {
 };
 
 using WideTiles = Tiles<kWideTileQ>;
-using NarrowTiles = Tiles<kNarrowTileQ>;
+using NarrowTiles = Tiles<kNarrowStepRows>;
 
 /// Columns of O^T that the join of a narrow item of `num_rows` padded rows adds up at a time: fewer as rows
 /// grow.
@@ -35,9 +35,8 @@ __host__ __device__ constexpr int join_pitch(int num_rows) { return join_slice_c
 
 /// Where the eight consumer warps of a narrow item meet.
 struct JoinBuffer {
-  float m[kConsumerWarps][kNarrowTileQ];
-  float l[kConsumerWarps][kNarrowTileQ];
-  float out_scale[kNarrowTileQ];
+  float2 states[kNarrowTileQ][kConsumerWarps];  ///< maximum and sum
+  float weights[kConsumerWarps][kNarrowTileQ];
   alignas(16) float out[kConsumerWarps * kNarrowTileQ *
                         join_pitch(kNarrowTileQ)];  ///< [warp, row, column of the slice]
 };
@@ -65,9 +64,9 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);
 
-/// Where the rows of a stage lie, all but the wide kind's K. A TMA box brings all panels of a page at once, so
-/// a stage is a row of boxes, and a box panels of the page's tokens. A gathered stage is one box, and so are
-/// the wide kind's stages of K.
+/// Where the rows of a wide stage of V lie. A TMA box brings all panels of a page at once, so a stage is a
+/// row of boxes, and a box panels of the page's tokens; K, whose 8-row groups must be 1024 bytes apart for
+/// wgmma, is a box for each panel. A gathered stage is one box.
 struct BoxLayout {
   int box_shift;  ///< log2 of the tokens of a box, 3 .. 7
 
@@ -90,10 +89,45 @@ struct BoxLayout {
 };
 
 __device__ __forceinline__ BoxLayout box_layout(const KernelParams& params) {
-  constexpr int kTileShift = 7;
-  static_assert(kTileKv == 1 << kTileShift);
-  return {kGather ? kTileShift : params.box_shift};
+  return {kGather ? kTileKvShift : params.box_shift};
 }
+
+/// Tokens and kv heads of the boxes that a stage is loaded with.
+struct TmaBox {
+  int tokens_shift;
+  int heads_shift;
+
+  /// `step_heads_shift`: log2 of the kv heads that the item takes together.
+  __device__ __forceinline__ TmaBox(const KernelParams& params, int step_heads_shift)
+      : tokens_shift(step_heads_shift > 0 ? params.group_box_shift : params.box_shift),
+        heads_shift(step_heads_shift > 0 ? params.group_heads_shift : 0) {}
+
+  __device__ __forceinline__ int rows_shift() const { return tokens_shift + heads_shift; }
+};
+
+/// Where the rows of a narrow stage lie, K and V alike: boxes by tokens, then by kv heads; a box holds for
+/// each kv head panels of its tokens. A gathered stage is panels of all its rows, kv head by kv head.
+struct NarrowLayout {
+  TmaBox box;
+  int step_heads_shift;
+
+  __device__ __forceinline__ NarrowLayout(const KernelParams& params, int step_heads_shift)
+      : box(params, step_heads_shift), step_heads_shift(step_heads_shift) {}
+
+  /// Bytes to the row of a key of the step, in the first panel.
+  __device__ __forceinline__ uint32_t row_offset(int head, int key) const {
+    if constexpr (kGather) return ((head * kTileKv >> step_heads_shift) + key) * kPanelRowBytes;
+    const int box_idx =
+        (key >> box.tokens_shift << (step_heads_shift - box.heads_shift)) + (head >> box.heads_shift);
+    const int box_head = head & ((1 << box.heads_shift) - 1);
+    const int token = key & ((1 << box.tokens_shift) - 1);
+    return ((((box_idx << box.heads_shift) + box_head) * kNumPanels << box.tokens_shift) + token) *
+           kPanelRowBytes;
+  }
+  __device__ __forceinline__ uint32_t panel_bytes() const {
+    return kGather ? kTileKv * kPanelRowBytes : kPanelRowBytes << box.tokens_shift;
+  }
+};
 
 /// The 16-byte chunk `chunk` (0 .. 7) of a row of 128 bytes under the 128-byte swizzle: address bits 4-6 are
 /// exchanged with bits 7-9, the row in its group of 8. So from chunk 0's address every other's is one XOR

@@ -82,7 +82,7 @@ class WideConsumer {
     // The first row of the warpgroup sees the fewest keys.
     const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
     const int kv_begin = tile.item.kv_begin;
-    int tile_begin = last_tile_begin(tile.item);
+    int tile_begin = last_tile_begin(tile.item, 0);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
     if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
@@ -293,7 +293,7 @@ class WideConsumer {
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
       if (thread_ % 4 == 0 && row < tile.item.num_rows)
-        output.store_lse(row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
+        output.store_lse(0, row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
       out_scales[r] = row_out_scale(rows[r].l, scales_.v);
     }
   }
@@ -303,7 +303,7 @@ class WideConsumer {
     const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
     for (int i = 0; i < kWideOut; ++i) out[i] *= out_scales[i / 2 % 2];
-    if (output.split == nullptr) {
+    if (!output.is_split) {
       store_final(output, out);
     } else {
       store_partial(output, out);
@@ -315,7 +315,7 @@ class WideConsumer {
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
       if (row >= output.item.num_rows) return;
-      float* target = output.partial_out_row(row) + thread_ % 4 * 2;
+      float* target = output.partial_out_row(0, row) + thread_ % 4 * 2;
 #pragma unroll
       for (int i = 2 * r; i < kWideOut; i += 4)
         *reinterpret_cast<float2*>(target + 2 * (i - 2 * r)) = make_float2(out[i], out[i + 1]);
@@ -327,8 +327,8 @@ class WideConsumer {
   __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
     const bool is_odd = thread_ % 2;
     const int first_col = thread_ % 4 / 2 * 4 + is_odd * 8;
-    Element* const targets[2] = {output.out_row(first_row_) + first_col,
-                                 output.out_row(first_row_ + 8) + first_col};
+    Element* const targets[2] = {output.out_row(0, first_row_) + first_col,
+                                 output.out_row(0, first_row_ + 8) + first_col};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool valid = first_row_ + 8 * r < output.item.num_rows;

@@ -7,6 +7,8 @@
 
 namespace onewave {
 
+inline constexpr int kGroupUnit = 1 << 16;
+
 /// The plan as this CTA sees it. Each role reads its own copy: what is held over the branch between the roles
 /// counts against the producer's few registers.
 struct Work {
@@ -14,12 +16,14 @@ struct Work {
   const WorkItem* items;
   CtaRecord cta;
   int group_size;
+  int group_inverse;  ///< kGroupUnit / group_size, rounded up
 
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
         cta(plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x]),
-        group_size(header->group_size) {}
+        group_size(header->group_size),
+        group_inverse((kGroupUnit + header->group_size - 1) / header->group_size) {}
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {
@@ -28,10 +32,15 @@ __device__ __forceinline__ bool has_work(const void* plan) {
   return static_cast<int>(blockIdx.x) < header->num_ctas && cta.narrow_begin < cta.end;
 }
 
+/// Of an item that is a part of one.
+__device__ __forceinline__ const SplitTile& split_tile(const Work& work, const WorkItem& item) {
+  return plan_section<SplitTile>(work.header, work.header->split_tiles_offset)[item.split_tile];
+}
+
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
 
-/// Walks the items [begin, end), kv head by kv head; the producer and the consumers do so identically. An
-/// item stays in (cached) global memory: a user copies what its inner loop needs, the rest holds no
+/// Walks the items [begin, end), step by step of kv heads; the producer and the consumers do so identically.
+/// An item stays in (cached) global memory: a user copies what its inner loop needs, the rest holds no
 /// registers.
 class HeadCursor {
  public:
@@ -45,7 +54,8 @@ class HeadCursor {
   __device__ __forceinline__ int kv_head() const { return kv_head_; }
 
   __device__ __forceinline__ void advance() {
-    if (++kv_head_ < item_->kv_head_end) return;
+    kv_head_ += item_->heads_per_step;
+    if (kv_head_ < item_->kv_head_end) return;
     if (++item_ >= end_) return;
     kv_head_ = item_->kv_head_begin;
     prefetch(item_ + 1);
@@ -56,11 +66,12 @@ class HeadCursor {
   }
 
  private:
-  /// The two sectors of 32 bytes that an item spans, so that its first use does not wait for L2.
+  /// The sectors of 32 bytes that an item spans, so that its first use does not wait for L2.
   __device__ __forceinline__ void prefetch(const WorkItem* item) const {
     const int lane = threadIdx.x % 32;
-    if (item < end_ && lane < 2)
-      ptx::prefetch_global_l1(reinterpret_cast<const unsigned char*>(item) + 32 * lane);
+    constexpr int kLastByte = sizeof(WorkItem) - 1;
+    if (item < end_ && lane <= (kLastByte + 31) / 32)
+      ptx::prefetch_global_l1(reinterpret_cast<const unsigned char*>(item) + min(32 * lane, kLastByte));
   }
 
   const WorkItem* item_;
@@ -68,12 +79,16 @@ class HeadCursor {
   int kv_head_ = 0;
 };
 
-__device__ __forceinline__ int num_kv_tiles(const WorkItem& item) {
-  return (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
+/// log2 of the kv heads that an item takes together.
+template <Kind kKind>
+__device__ __forceinline__ int step_heads_shift(const WorkItem& item) {
+  return kKind == Kind::kNarrow ? __ffs(item.heads_per_step) - 1 : 0;
 }
 
-__device__ __forceinline__ int last_tile_begin(const WorkItem& item) {
-  return item.kv_begin + (num_kv_tiles(item) - 1) * kTileKv;
+/// First key of the last tile of an item that has keys.
+__device__ __forceinline__ int last_tile_begin(const WorkItem& item, int step_heads_shift) {
+  const int tile_keys = kTileKv >> step_heads_shift;
+  return item.kv_begin + ((item.kv_end - item.kv_begin - 1) & -tile_keys);
 }
 
 /// A packed row as a row of q, out and lse.
@@ -82,13 +97,13 @@ struct QueryRow {
   int head;
 };
 
-/// The packed rows of one item, by their index in its tile: three divisions here, none for a row.
+/// The packed rows of one item, by their index in its tile: one division here, none for a row.
 class PackedRows {
  public:
   PackedRows() = default;
 
   __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
-      : group_size_(work.group_size), group_inverse_((kUnit + work.group_size - 1) / work.group_size) {
+      : group_size_(work.group_size), group_inverse_(work.group_inverse) {
     const int first_token = item.row_begin / group_size_;
     first_head_ = item.row_begin - first_token * group_size_;
     q_token_begin_ = item.q_token_begin + first_token;
@@ -107,14 +122,12 @@ class PackedRows {
   }
 
  private:
-  static constexpr int kUnit = 1 << 16;
-
   /// n / group_size_, for n up to a tile's rows and a group more: exact, since
-  /// n (group_inverse_ * group_size_ - kUnit) < kUnit.
-  __device__ __forceinline__ int num_tokens(int n) const { return n * group_inverse_ / kUnit; }
+  /// n (group_inverse_ * group_size_ - kGroupUnit) < kGroupUnit (groups are of up to 64, kMaxGroupSize).
+  __device__ __forceinline__ int num_tokens(int n) const { return n * group_inverse_ / kGroupUnit; }
 
   int group_size_;
-  int group_inverse_;  ///< kUnit / group_size_, rounded up
+  int group_inverse_;  ///< as in Work
   int first_head_;     ///< of row 0, in its group
   int q_token_begin_;  ///< of row 0, a row of q
   int first_visible_;  ///< first key that row 0 does not see

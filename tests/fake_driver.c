@@ -17,7 +17,7 @@ enum { ATTRIBUTE_NUM_SMS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
 int driver_version = 13000;
 int num_devices = 1;
 int capability = 90;
-int kernel_param_bytes = 576;
+int kernel_param_bytes = 832;
 int is_capturing = 0;
 int is_gone = 0; /* it answers as at the end of a process */
 int record_result = SUCCESS;
@@ -35,7 +35,7 @@ uint64_t copied_bytes = 0; /* by the last copy */
 int num_maps = 0;
 int num_launches = 0;
 unsigned launch_config[7]; /* grid, block, shared bytes */
-unsigned char launch_params[576];
+unsigned char launch_params[832];
 
 struct map_request {
   int data_type;

@@ -11,6 +11,7 @@ from onewave.plan_format import Plan
 TILE_KV = 128
 WIDE_TILE_Q = 128
 NARROW_TILE_Q = 32
+NARROW_STEP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def check_items(batch: Batch, plan: Plan) -> None:
     assert (items["page_begin"] == batch.kv_indptr[items["request"]]).all()
     assert (items["kv_head_begin"] >= 0).all() and (items["kv_head_end"] <= batch.num_kv_heads).all()
     assert (items["kv_head_begin"] < items["kv_head_end"]).all()
-    assert (items["kv_begin"] % TILE_KV == 0).all()
+    heads = items["heads_per_step"]
+    assert np.isin(heads, (1, 2, 4, 8)).all()
+    assert ((items["kv_head_end"] - items["kv_head_begin"]) % heads == 0).all()
+    assert (items["kv_head_begin"] % heads == 0).all()
+    assert (items["kv_begin"] % (TILE_KV // heads) == 0).all()
 
     is_narrow = np.zeros(len(items), dtype=bool)
     for cta in plan.ctas:
@@ -132,33 +137,33 @@ def check_items(batch: Batch, plan: Plan) -> None:
     assert (items["kv_end"] <= tile_end).all(), "keys that no row of the tile sees"
     is_split = items["split_tile"] >= 0
     inner_end = is_split & (items["kv_end"] < tile_end)
-    assert (items["kv_end"][inner_end] % TILE_KV == 0).all()
+    assert (items["kv_end"][inner_end] % (TILE_KV // heads[inner_end]) == 0).all()
+    assert (heads[~is_narrow | (tile_end == 0)] == 1).all()
+    padded_rows = np.select([items["num_rows"] <= 8, items["num_rows"] <= 16], [8, 16], 32)
+    assert (heads * padded_rows)[heads > 1].max(initial=0) <= NARROW_STEP_ROWS
 
 
 def check_splits(plan: Plan) -> None:
     """Every partial row is written by one item and read by one merge; a merge has all its pieces, in key order."""
     slot_writers = np.zeros(plan.header["num_partial_rows"], dtype=int)
-    counter_users = np.zeros(plan.header["num_counters"], dtype=int)
-    assert (plan.counters == 0).all()
+    assert len(plan.counters) == len(plan.split_tiles) and (plan.counters == 0).all()
     for index, tile in enumerate(plan.split_tiles):
         assert tile["num_splits"] >= 2
-        num_heads = tile["kv_head_end"] - tile["kv_head_begin"]
-        counter_users[tile["counter_begin"] : tile["counter_begin"] + num_heads] += 1
         pieces = plan.items[plan.items["split_tile"] == index]
-        for field in ("q_token_begin", "row_begin", "num_rows"):
+        assert (pieces["heads_per_step"] == tile["kv_head_end"] - tile["kv_head_begin"]).all()
+        for field in ("q_token_begin", "row_begin", "num_rows", "kv_head_begin", "kv_head_end"):
             assert (pieces[field] == tile[field]).all()
         for kv_head in range(tile["kv_head_begin"], tile["kv_head_end"]):
-            ours = pieces[(pieces["kv_head_begin"] <= kv_head) & (kv_head < pieces["kv_head_end"])]
-            ours = ours[np.argsort(ours["split_idx"])]
+            ours = pieces[np.argsort(pieces["split_idx"])]
             assert ours["split_idx"].tolist() == list(range(tile["num_splits"]))
             assert (ours["kv_begin"] < ours["kv_end"]).all()
             assert ours["kv_begin"][0] == 0
             assert (ours["kv_begin"][1:] == ours["kv_end"][:-1]).all()
-            first_slot = (kv_head - tile["kv_head_begin"]) * tile["num_splits"]
-            begin = tile["partial_row_begin"] + first_slot * tile["num_rows"]
-            slot_writers[begin : begin + tile["num_splits"] * tile["num_rows"]] += 1
+            for split in range(tile["num_splits"]):
+                slot = split * (tile["kv_head_end"] - tile["kv_head_begin"]) + kv_head - tile["kv_head_begin"]
+                begin = tile["partial_row_begin"] + slot * tile["num_rows"]
+                slot_writers[begin : begin + tile["num_rows"]] += 1
     assert (slot_writers == 1).all()
-    assert (counter_users == 1).all()
 
 
 def check_request(batch: Batch, plan: Plan, request: int) -> None:

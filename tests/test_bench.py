@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from onewave._cli import main
+from onewave.bench.ceilings import H100, H200, ceilings_of
 from onewave.bench.harness import Harness
 from onewave.bench.peers import flash_attention3
 from onewave.bench.reference import MAX_RELATIVE_ERROR, reference_attention, relative_error
@@ -74,7 +75,16 @@ def tiny(*requests: tuple[int, int], causal: bool = True, num_graph_nodes: int =
 
 def test_floors_are_those_of_the_published_table() -> None:
     for name, floor_us in FLOORS_US.items():
-        assert WORKLOADS[name].floor_us == pytest.approx(floor_us, rel=0.02), name
+        assert WORKLOADS[name].floor_us(H200) == pytest.approx(floor_us, rel=0.02), name
+
+
+def test_floors_are_those_of_the_gpu() -> None:
+    assert ceilings_of("NVIDIA H200") is H200
+    assert ceilings_of("NVIDIA H100 80GB HBM3") is H100
+    assert ceilings_of("another") is H200
+    decode, prefill = WORKLOADS["decode_uniform_b128_8k"], WORKLOADS["prefill_1x8k"]
+    assert decode.floor_us(H100) / decode.floor_us(H200) == pytest.approx(4.70 / 3.12)
+    assert prefill.floor_us(H100) == prefill.floor_us(H200)
 
 
 def test_random_lengths_are_the_same_everywhere() -> None:

@@ -206,7 +206,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 1")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 2")):
         altered = Plan(whole)
         altered.header[field] = 7
         no_plans.append((altered.to_bytes(), message))
@@ -263,9 +263,9 @@ def test_a_merge_record_may_have_several_kv_heads(seed: int) -> None:
     widened = Plan(source.plan_bytes())
     assert len(widened.split_tiles) > 1
     widened.items["kv_head_end"] = widened.split_tiles["kv_head_end"] = num_kv_heads
+    widened.items["heads_per_step"] = num_kv_heads
     widened.split_tiles["partial_row_begin"] *= num_kv_heads
-    widened.split_tiles["counter_begin"] *= num_kv_heads
-    for field in ("num_qo_heads", "num_kv_heads", "num_partial_rows", "num_counters"):
+    for field in ("num_qo_heads", "num_kv_heads", "num_partial_rows"):
         widened.header[field] *= num_kv_heads
     attention = make_attention(wide, num_ctas=NUM_CTAS)
     plan(attention, wide, paged, 16, True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dense_batch import DenseBatch, Expected, Heads, Lens
 from gpu_checks import Outputs, make_attention, plan, run_twice
+from onewave.plan_format import Plan
 
 pytestmark = pytest.mark.gpu
 
@@ -105,6 +106,23 @@ def check_batch(
     plan(attention, batch, paged, page_size, causal)
     run_twice(attention, outputs, paged)
     outputs.check(batch.expected(causal))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", [1, 8, 12, 16, 64, 256])
+def test_kv_heads_that_go_together(page_size: int, head_dim: int, seed: int) -> None:
+    """Every number of kv heads of a step, with 8, 16 and 32 padded rows, whole items and split ones."""
+    taken = set()
+    lens = [Lens(1 + 331 * i, 1, 3) for i in range(6)] + [Lens(5000, 2), Lens(700, 3, 2), Lens(0, 1)]
+    for num_kv_heads, group_size in itertools.product((1, 2, 4, 6, 8, 16), (1, 3, 8)):
+        batch = DenseBatch(lens, Heads(num_kv_heads, group_size, head_dim), torch.bfloat16, seed)
+        for layout in ("NHD", "HND"):
+            check_batch(batch, page_size, True, layout, num_ctas=12)
+        attention = make_attention(batch, num_ctas=12)
+        plan(attention, batch, batch.paged(page_size), page_size, True)
+        items = Plan(attention.plan_bytes()).items
+        taken |= {(int(item["heads_per_step"]), bool(item["split_tile"] >= 0)) for item in items}
+    assert taken == set(itertools.product((1, 2, 4, 8), (False, True)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

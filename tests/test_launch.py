@@ -25,7 +25,7 @@ NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 # struct KernelParams of cuda/params.h, up to v_scale.
-PARAMS = struct.Struct("<128s128s128sQ3I4xQ3I4xQQ4iQQQQQQiff4x")
+PARAMS = struct.Struct("<Q4iQQ4iQQQQQffQ3I4xQ3I4x128s")
 
 Check = Callable[[Path], None]
 
@@ -306,15 +306,15 @@ def check_run_is_one_launch(path: Path) -> None:
     assert (fake.get("num_launches"), fake.get("num_copies")) == (1, 1)
     config = (ctypes.c_uint * 7).in_dll(fake.library, "launch_config")
     assert list(config) == [NUM_CTAS, 1, 1, 384, 1, 1, 227 * 1024]
-    params = PARAMS.unpack_from((ctypes.c_char * 576).in_dll(fake.library, "launch_params"))
+    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
     q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
     pages = (2 * PAGE_SIZE * cache_stride // 8, cache_stride // 8, HEAD_DIM // 8)  # in 16 bytes
-    assert params[3:11] == (0x2000, *pages, 0x3000, *pages)
-    assert params[11:18] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
-    assert params[18] == step.workspace
-    assert params[19] == step.workspace + step.layout.partial_out_offset
-    assert params[20] == step.workspace + step.layout.partial_lse_offset
-    assert params[21:] == (0, 0x6000, NUM_PAGES, 2.0, 3.0)
+    assert params[:5] == (step.workspace, NUM_PAGES, 4, 4, 1)  # boxes of 16 tokens; both kv heads together
+    assert params[5:12] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
+    assert params[12] == step.workspace + step.layout.partial_out_offset
+    assert params[13] == step.workspace + step.layout.partial_lse_offset
+    assert params[14:18] == (0, 0x6000, 2.0, 3.0)
+    assert params[18:26] == (0x2000, *pages, 0x3000, *pages)
 
 
 def check_tensor_maps(path: Path) -> None:
@@ -323,15 +323,21 @@ def check_tensor_maps(path: Path) -> None:
     step.plan()
     for _ in range(2):
         step.attention.run(step.run_args(), 0)
-    assert fake.get("num_maps") == 3  # two of K and one of V, kept for the second run
+    assert fake.get("num_maps") == 5  # three of K and two of V, kept for the second run
     request = MapRequest.in_dll(fake.library, "map_request")
     row_bytes = NUM_KV_HEADS * HEAD_DIM * 2
     assert (request.data_type, request.rank, request.address) == (BFLOAT16_MAP, 5, 0x3000)
     assert list(request.dims) == [64, PAGE_SIZE, 2, NUM_KV_HEADS, NUM_PAGES]
     assert list(request.strides) == [row_bytes, 128, HEAD_DIM * 2, 2 * PAGE_SIZE * row_bytes]
-    assert list(request.box) == [64, PAGE_SIZE, 2, 1, 1]  # of V, the last encoded: both panels
+    assert list(request.box) == [
+        64,
+        PAGE_SIZE,
+        2,
+        NUM_KV_HEADS,
+        1,
+    ]  # of V, the last encoded: both panels, both heads
     step.attention.run(step.run_args(v_page_stride=0x8000), 0)
-    assert fake.get("num_maps") == 4
+    assert fake.get("num_maps") == 7
     assert MapRequest.in_dll(fake.library, "map_request").strides[3] == 0x10000
 
 
@@ -484,8 +490,8 @@ def check_bad_construction(path: Path) -> None:
 
 
 def check_kernel_of_another_build(path: Path) -> None:
-    FakeDriver(path, kernel_param_bytes=568)
-    with pytest.raises(_core.DeviceError, match="takes 568 bytes of parameters, the library passes 576"):
+    FakeDriver(path, kernel_param_bytes=824)
+    with pytest.raises(_core.DeviceError, match="takes 824 bytes of parameters, the library passes 832"):
         Step()
 
 

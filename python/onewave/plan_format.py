@@ -62,7 +62,7 @@ class Plan:
         self.ctas = section(dtypes["CtaRecord"], "ctas_offset", "num_ctas")
         self.items = section(dtypes["WorkItem"], "items_offset", "num_items")
         self.split_tiles = section(dtypes["SplitTile"], "split_tiles_offset", "num_split_tiles")
-        self.counters = section(numpy.dtype("<u4"), "counters_offset", "num_counters")
+        self.counters = section(numpy.dtype("<u4"), "counters_offset", "num_split_tiles")
 
     def to_bytes(self) -> bytes:
         return self._bytes.tobytes()

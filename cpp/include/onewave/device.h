@@ -61,9 +61,9 @@ class DeviceAttention {
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the
   /// arguments in: they are then checked for every later plan within the limits, also where the last one
   /// reads none of them. Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of q
-  /// and out are int32; those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0; for
-  /// Loader::kGather k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken and
-  /// may be anything; q and out have max_total_qo_len tokens in this respect.
+  /// and out are int32; those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0;
+  /// for Loader::kGather k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken
+  /// and may be anything; q and out have max_total_qo_len tokens in this respect.
   void run(const RunArgs& args, void* stream);
 
  private:

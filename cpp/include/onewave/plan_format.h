@@ -4,7 +4,8 @@
 /// executor read. This is the only definition; host and device share it, and Python reads the field offsets
 /// from it (onewave.plan_format).
 ///
-///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles] | uint32 counters[]
+///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
+///   | uint32 counters[num_split_tiles]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -17,14 +18,19 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 1;
+inline constexpr uint32_t kPlanVersion = 2;
 
-/// Keys per pipeline stage. A split inside a request lies at a multiple of it.
+/// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
+/// together, and then so many fewer keys.
 inline constexpr int32_t kTileKv = 128;
 /// Packed rows of one wide item at most (64 for each of two consumer warpgroups).
 inline constexpr int32_t kWideTileQ = 128;
 /// Packed rows of one narrow item at most. One without keys may have kWideTileQ.
 inline constexpr int32_t kNarrowTileQ = 32;
+/// kv heads that a narrow item takes together at most: each has at least one warp to itself, and 16 keys.
+inline constexpr int32_t kMaxHeadsPerStep = 8;
+/// Packed rows, padded to 8, 16 or 32, times the kv heads of a step: at most.
+inline constexpr int32_t kNarrowStepRows = 64;
 /// CTAs of one launch at most: bounds the work list, not a property of a GPU.
 inline constexpr int32_t kMaxNumCtas = 1024;
 
@@ -35,9 +41,8 @@ struct PlanHeader {
   int32_t num_ctas;    ///< CTAs beyond it return at once
   int32_t num_items;
   int32_t num_split_tiles;
-  int32_t num_counters;
   int32_t num_partial_rows;  ///< rows of partial_out and partial_lse in use
-  uint32_t ctas_offset;  ///< kCtasOffset
+  uint32_t ctas_offset;      ///< kCtasOffset
   uint32_t items_offset;
   uint32_t split_tiles_offset;
   uint32_t counters_offset;
@@ -62,27 +67,33 @@ struct CtaRecord {
 };
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
+///
+/// heads_per_step kv heads are done together (1, 2, 4 or 8; 1 where the item is wide or has no keys), in
+/// steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie side by side, memory is then
+/// read in longer runs.
 struct WorkItem {
   int32_t request;        ///< index in the batch; for readers, the kernel does not need it
   int32_t q_token_begin;  ///< row of q and out at which the request starts
   int32_t row_begin;      ///< first packed row of the tile
   int32_t num_rows;
   int32_t causal_shift;  ///< row r sees the keys < min(kv_end, causal_shift + r / group_size + 1)
-  int32_t kv_begin;      ///< a multiple of kTileKv
+  int32_t kv_begin;      ///< a multiple of kTileKv / heads_per_step
   int32_t kv_end;        ///< == kv_begin: nothing to see; the output is 0 and the lse -inf
   int32_t page_begin;    ///< index in kv_indices of the request's first page
   int32_t kv_head_begin;
-  int32_t kv_head_end;
-  int32_t split_tile;  ///< index of the SplitTile this item is a part of, -1: it writes the output itself
+  int32_t kv_head_end;     ///< heads_per_step divides the range
+  int32_t heads_per_step;  ///< in a split item all of its heads
+  int32_t split_tile;      ///< index of the SplitTile this item is a part of, -1: it writes the output itself
   int32_t split_idx;
 };
 
-/// A tile whose keys several items share: the merge record. Each (kv head, split) leaves num_rows partial
-/// rows,
-///   partial row of r = partial_row_begin + ((kv_head - kv_head_begin) * num_splits + split_idx) * num_rows +
-///   r,
-/// counts itself in counters[counter_begin + kv_head - kv_head_begin], and the last to arrive merges that
-/// head in the order of split_idx and sets the counter back to 0.
+/// A tile whose keys several items share: the merge record. Each split leaves num_rows partial rows for each
+/// kv head,
+///   partial row of r
+///     = partial_row_begin + (split_idx * (kv_head_end - kv_head_begin) + kv_head - kv_head_begin) * num_rows
+///     + r,
+/// and, with all heads, counts itself in the tile's counter (counters[i] is of split tile i). The last to
+/// arrive merges them in the order of split_idx and sets the counter back to 0.
 struct SplitTile {
   int32_t q_token_begin;
   int32_t row_begin;
@@ -91,14 +102,13 @@ struct SplitTile {
   int32_t kv_head_end;
   int32_t num_splits;
   int32_t partial_row_begin;
-  int32_t counter_begin;
 };
 
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
 inline constexpr uint32_t kCtasOffset = 96;
 
 static_assert(sizeof(PlanHeader) == 88 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 48 && sizeof(SplitTile) == 32);
+static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 28);
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;

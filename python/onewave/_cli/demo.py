@@ -12,6 +12,7 @@ from rich.table import Table
 import onewave
 from onewave._cli.records import ctas_of, header_of
 from onewave._cli.step import cpu_step, gpu_step
+from onewave.bench.ceilings import device_ceilings
 from onewave.bench.reference import MAX_RELATIVE_ERROR, reference_attention, relative_error
 from onewave.bench.tensors import BatchTensors, make_tensors
 from onewave.bench.timing import GpuStopwatch
@@ -143,7 +144,8 @@ def _result_table(step: Workload, device: str, out_error: float, lse_error: floa
     if device == "cuda":
         table.add_row("memory", f"{step.num_bytes / run_us * 1e-3:.0f} GB/s")
         table.add_row("arithmetic", f"{step.num_flop / run_us * 1e-6:.0f} TFLOP/s")
-        table.add_row("share of the floor", f"{step.floor_us / run_us:.2f} of {step.floor_us:.0f} us")
+        floor_us = step.floor_us(device_ceilings(torch.device(device)))
+        table.add_row("share of the floor", f"{floor_us / run_us:.2f} of {floor_us:.0f} us")
     return table
 
 

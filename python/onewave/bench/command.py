@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onewave
 from onewave.bench import machine
+from onewave.bench.ceilings import device_ceilings
 from onewave.bench.harness import NUM_WARMUPS, Harness, one_line
 from onewave.bench.plot import MissingMatplotlib, check_matplotlib, write_plot
 from onewave.bench.registry import all_systems, available_systems, select_systems
@@ -67,7 +68,8 @@ def run_bench(options: argparse.Namespace) -> int:
     """The exit status: 1 where onewave failed or was wrong, 2 for arguments or a device that cannot be used."""
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
     if options.list:
-        console.print(workload_table(WORKLOADS))
+        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        console.print(workload_table(WORKLOADS, device_ceilings(here)))
         console.print(f"systems: {', '.join(all_systems(None))}", highlight=False)
         return 0
     try:

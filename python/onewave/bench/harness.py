@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from onewave.bench.ceilings import device_ceilings
 from onewave.bench.machine import ClockLog
 from onewave.bench.reference import reference_attention, relative_error
 from onewave.bench.result import OURS, Result, WorkloadResult
@@ -45,6 +46,7 @@ class Harness:
         self._is_checked = is_checked
         self._stopwatch: Stopwatch = GpuStopwatch(device) if device.type == "cuda" else HostStopwatch()
         self._clocks = ClockLog(device)
+        self._ceilings = device_ceilings(device)
 
     def num_steps(self, num_systems: int) -> int:
         """Calls of `progress` for one workload, if every system takes part."""
@@ -66,7 +68,7 @@ class Harness:
             entrants.append(_guard(result, partial(self._admit, result, prepare, tensors, expected)))
         del expected
         clocks_mhz = self._time([entrant for entrant in entrants if entrant is not None], workload, progress)
-        return WorkloadResult(workload, results, clocks_mhz)
+        return WorkloadResult(workload, results, clocks_mhz, self._ceilings)
 
     def _release(self) -> None:
         """Gives back what the last workload took, some of which graphs and wrappers hold in cycles."""

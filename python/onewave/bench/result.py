@@ -2,13 +2,14 @@
 
 import json
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from onewave.bench.ceilings import H200, Ceilings
 from onewave.bench.reference import MAX_RELATIVE_ERROR
-from onewave.bench.workload import PEAK_BYTES_PER_SECOND, PEAK_FLOP_PER_SECOND, Workload
+from onewave.bench.workload import Workload
 
 OURS = "onewave"
 
@@ -45,6 +46,7 @@ class WorkloadResult:
     workload: Workload
     results: list[Result]
     clocks_mhz: list[int] = field(default_factory=list)
+    ceilings: Ceilings = H200
 
     @property
     def timed(self) -> list[Result]:
@@ -64,8 +66,12 @@ class WorkloadResult:
         """Our time over the peer's."""
         return None if self.ours is None else self.ours.us / peer.us
 
+    @property
+    def floor_us(self) -> float:
+        return self.workload.floor_us(self.ceilings)
+
     def share_of_floor(self, result: Result) -> float:
-        return self.workload.floor_us / result.us
+        return self.floor_us / result.us
 
     def gb_per_s(self, result: Result) -> float:
         return self.workload.num_bytes / result.us * 1e-3
@@ -90,7 +96,7 @@ class WorkloadResult:
             "num_graph_nodes": workload.num_graph_nodes,
             "num_bytes": workload.num_bytes,
             "num_flop": workload.num_flop,
-            "floor_us": round(workload.floor_us, 2),
+            "floor_us": round(self.floor_us, 2),
             "sm_clocks_mhz": self.clocks_mhz,
             "systems": [self._result_to_json(result) for result in self.results],
         }
@@ -120,7 +126,7 @@ class WorkloadResult:
 
 def write_json(path: Path, header: dict[str, Any], results: list[WorkloadResult]) -> None:
     """`header`: machine, commit, seed and options of the run."""
-    floor = {"bytes_per_second": PEAK_BYTES_PER_SECOND, "flop_per_second": PEAK_FLOP_PER_SECOND}
-    record = header | {"floor": floor, "workloads": [result.to_json() for result in results]}
+    floors = [asdict(ceilings) for ceilings in dict.fromkeys(result.ceilings for result in results)]
+    record = header | {"ceilings": floors, "workloads": [result.to_json() for result in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")

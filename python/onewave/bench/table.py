@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from onewave.bench.ceilings import Ceilings
 from onewave.bench.result import OURS, Result, WorkloadResult
 from onewave.bench.workload import Workload
 
@@ -39,28 +40,30 @@ def summary_table(results: Iterable[WorkloadResult]) -> Table:
         table.add_column(heading, justify="right")
     for result in results:
         ours, peer = result.ours, result.best_peer
-        row = [result.workload.name, _number(result.workload.floor_us)]
+        row = [result.workload.name, _number(result.floor_us)]
         row += ["-", "-"] if ours is None else [_number(ours.us), f"{result.share_of_floor(ours):.2f}"]
         row += ["-", "-", "-"] if peer is None else [peer.system, _number(peer.us), _ratio(result, peer)]
         table.add_row(*row)
     return table
 
 
-def workload_table(workloads: Mapping[str, Workload]) -> Table:
+def workload_table(workloads: Mapping[str, Workload], ceilings: Ceilings) -> Table:
     """The answer to --list."""
-    table = Table(title="workloads: requests as (kv_len, qo_len)", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"workloads: requests as (kv_len, qo_len), floors of an {ceilings.gpu}", box=SIMPLE_HEAD
+    )
     table.add_column("name", no_wrap=True)
     table.add_column("floor us", justify="right")
     table.add_column("what")
     for workload in workloads.values():
-        table.add_row(workload.name, _number(workload.floor_us), workload.describe())
+        table.add_row(workload.name, _number(workload.floor_us(ceilings)), workload.describe())
     return table
 
 
 def _floor_line(result: WorkloadResult) -> str:
     workload = result.workload
     line = (
-        f"  floor {_number(workload.floor_us)} us: "
+        f"  floor {_number(result.floor_us)} us ({result.ceilings.gpu}): "
         f"{workload.num_bytes / 1e9:.3f} GB, {workload.num_flop / 1e12:.3f} TFLOP"
     )
     if not result.clocks_mhz:

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-# Measured on one H200 (132 SMs): what reading HBM and dense bf16 matrix products reach.
-PEAK_BYTES_PER_SECOND = 4.70e12
-PEAK_FLOP_PER_SECOND = 790e12
+from onewave.bench.ceilings import Ceilings
 
 
 class Request(NamedTuple):
@@ -66,10 +64,9 @@ class Workload:
         pairs = sum(request.num_pairs(self.causal) for request in self.requests)
         return 4 * pairs * self.num_qo_heads * self.head_dim
 
-    @property
-    def floor_us(self) -> float:
-        """No H200 does it in less."""
-        return max(self.num_bytes / PEAK_BYTES_PER_SECOND, self.num_flop / PEAK_FLOP_PER_SECOND) * 1e6
+    def floor_us(self, ceilings: Ceilings) -> float:
+        """No GPU of that kind does it in less."""
+        return max(self.num_bytes / ceilings.bytes_per_second, self.num_flop / ceilings.flop_per_second) * 1e6
 
     @property
     def decodes(self) -> list[int]:
