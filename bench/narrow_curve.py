@@ -24,8 +24,8 @@ from rich.table import Table
 
 KV_LEN = 8192
 NUM_KV_HEADS = 8
-# (heads of a group, queries): packed rows of an item.
-ROWS = {4: (4, 1), 8: (8, 1), 16: (4, 4), 32: (8, 4)}
+# (heads of a group, queries): packed rows of an item. 64 are wide items.
+ROWS = {4: (4, 1), 8: (8, 1), 16: (4, 4), 32: (8, 4), 64: (8, 8)}
 
 
 def workload(page_size: int, rows: int, num_ctas: int) -> Workload:
