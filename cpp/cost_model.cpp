@@ -3,6 +3,7 @@
 #include <onewave/plan_format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <iterator>
@@ -19,7 +20,7 @@ struct BandwidthPoint {
 constexpr BandwidthPoint kBandwidth[] = {{0, 0},     {8, 1270},  {16, 2250}, {33, 3480},  {44, 3950},
                                          {66, 4130}, {88, 4260}, {99, 4380}, {110, 4500}, {132, 4700}};
 
-double memory_gb_per_s(int num_ctas) {
+double interpolate(int num_ctas) {
   const auto* above = std::find_if(std::begin(kBandwidth), std::end(kBandwidth),
                                    [&](const BandwidthPoint& point) { return point.num_ctas >= num_ctas; });
   if (above == std::end(kBandwidth)) return std::prev(above)->gb_per_s;
@@ -27,6 +28,16 @@ double memory_gb_per_s(int num_ctas) {
   const BandwidthPoint& below = *std::prev(above);
   const double share = static_cast<double>(num_ctas - below.num_ctas) / (above->num_ctas - below.num_ctas);
   return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
+}
+
+/// The curve at every number of CTAs: the planner asks for all of them in every plan.
+double memory_gb_per_s(int num_ctas) {
+  static const std::array<double, kMaxNumCtas + 1> table = [] {
+    std::array<double, kMaxNumCtas + 1> values{};
+    for (int count = 0; count <= kMaxNumCtas; ++count) values[count] = interpolate(count);
+    return values;
+  }();
+  return table[num_ctas];
 }
 
 /// What its loader lets one SM draw: 33 CTAs streaming pages in random order. TMA with a box per page and

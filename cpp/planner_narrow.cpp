@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "head_groups.h"
@@ -47,12 +48,13 @@ constexpr double kHeadsTogetherGain = 0.01;
 constexpr double kMergeRowUs = 0.1;
 constexpr double kMergeSplits = 4;
 
-/// Units that are cut before those that are not: their merges then fall into the time of the others.
+/// A CTA's share begins with the rest of a cut unit and ends with the start of another. Both first: their
+/// merges then fall into the time of the others.
 void move_pieces_first(Schedule& schedule) {
   auto begin = schedule.narrow_items.begin();
   for (const CtaLoad& load : schedule.ctas) {
     const auto end = begin + load.num_narrow_items;
-    std::stable_partition(begin, end, [](const WorkItem& item) { return item.split_tile >= 0; });
+    if (begin < end && std::prev(end)->split_tile >= 0) std::rotate(begin, std::prev(end), end);
     begin = end;
   }
 }
@@ -63,11 +65,11 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
                            std::vector<Tile>& tiles) {
   const HeadGroups groups = head_groups(shape.num_kv_heads);
   double num_all_steps = 0;
-  for (const Tile& tile : tiles) num_all_steps += double{tile.kv_end} * shape.num_kv_heads / kTileKv;
+  for (const Tile& tile : tiles) num_all_steps += static_cast<double>(tile.kv_end) * shape.num_kv_heads / kTileKv;
   const double cta_steps = std::max(num_all_steps / num_ctas, 1.0);
   const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(num_ctas);
   const auto merge_us = [&](const Tile& tile, int32_t heads) {
-    const double num_pieces = double{tile.kv_end} * heads / kTileKv / cta_steps + 1;
+    const double num_pieces = static_cast<double>(tile.kv_end) * heads / kTileKv / cta_steps + 1;
     return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;
   };
   for (Tile& tile : tiles) {

@@ -53,7 +53,7 @@ class LoadHeap {
 
  private:
   static uint64_t entry(double us, uint64_t cta) {
-    return static_cast<uint64_t>(std::llround(us * 1e3)) * kMaxNumCtas + cta;
+    return static_cast<uint64_t>(us * 1e3 + 0.5) * kMaxNumCtas + cta;
   }
 
   std::vector<uint64_t>& entries_;

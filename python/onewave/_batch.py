@@ -1,6 +1,7 @@
 """The index tensors of one step, checked and on the side where they are read."""
 
-from dataclasses import dataclass
+import ctypes
+from typing import NamedTuple
 
 import torch
 
@@ -9,8 +10,7 @@ from onewave._validate import check_tensor
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step: lengths on the host, page ids where the caller has them."""
 
     qo_indptr: torch.Tensor  # [batch_size + 1], tokens
@@ -39,33 +39,54 @@ def make_batch(
     kv_len_arr: torch.Tensor,
 ) -> Batch:
     """Checks all that the planner cannot see: types, devices, sizes, and page ids that are on the host."""
-    named = {
-        "qo_indptr": qo_indptr,
-        "kv_indptr": kv_indptr,
-        "kv_indices": kv_indices,
-        "kv_len_arr": kv_len_arr,
-    }
+    lens = (qo_indptr, kv_indptr, kv_len_arr)
+    # Nearly always; the checks in words cost a plan of a small batch as much as planning.
+    are_right = all(map(_is_index_array, (*lens, kv_indices)))
+    if not (are_right and all(tensor.is_cpu for tensor in lens) and _is_on(kv_indices, device)):
+        _check_index_arrays(device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
+        qo_indptr, kv_indptr, kv_len_arr = _to_host(device, *lens)
+    batch_size = kv_len_arr.numel()
+    for name, tensor in (("qo_indptr", qo_indptr), ("kv_indptr", kv_indptr)):
+        if tensor.numel() != batch_size + 1:
+            raise ValueError(
+                f"{name} has {tensor.numel()} elements; it must have {batch_size + 1}, "
+                f"one more than the {batch_size} of kv_len_arr"
+            )
+    return Batch(
+        qo_indptr,
+        kv_indptr,
+        kv_len_arr,
+        kv_indices,
+        _last_element(qo_indptr),
+        _check_page_ids(kv_indices, _last_element(kv_indptr)),
+    )
+
+
+def _is_index_array(tensor: torch.Tensor) -> bool:
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype is torch.int32
+        and tensor.dim() == 1
+        and tensor.is_contiguous()
+    )
+
+
+def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
+    return tensor.is_cpu or tensor.device == device
+
+
+def _check_index_arrays(device: torch.device, *tensors: torch.Tensor) -> None:
+    """Raises for what is wrong, in words."""
     devices = (CPU,) if device == CPU else (CPU, device)
-    for name, tensor in named.items():
+    for name, tensor in zip(("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr"), tensors, strict=True):
         check_tensor(name, tensor, dtype=torch.int32, devices=devices, num_dims=1)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has stride {tensor.stride(0)}; it must be contiguous")
-    batch_size = kv_len_arr.numel()
-    for name in ("qo_indptr", "kv_indptr"):
-        if named[name].numel() != batch_size + 1:
-            raise ValueError(
-                f"{name} has {named[name].numel()} elements; it must have {batch_size + 1}, "
-                f"one more than the {batch_size} of kv_len_arr"
-            )
-    qo_indptr, kv_indptr, kv_len_arr = _to_host(device, qo_indptr, kv_indptr, kv_len_arr)
-    return Batch(
-        qo_indptr=qo_indptr,
-        kv_indptr=kv_indptr,
-        kv_len_arr=kv_len_arr,
-        kv_indices=kv_indices,
-        total_qo_len=int(qo_indptr[-1]),
-        max_page_id=_check_page_ids(kv_indices, int(kv_indptr[-1])),
-    )
+
+
+def _last_element(tensor: torch.Tensor) -> int:
+    """Of an int32 array on the host. Indexing a tensor takes ten times as long."""
+    return ctypes.c_int32.from_address(tensor.data_ptr() + 4 * (tensor.numel() - 1)).value
 
 
 def _to_host(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:

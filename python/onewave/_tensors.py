@@ -33,6 +33,10 @@ class Shape:
         )
 
 
+# Of plan(): num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type.
+ShapeArguments = tuple[int, int, int, int, int, torch.dtype, torch.dtype]
+
+
 def make_shape(
     device: torch.device,
     num_qo_heads: int,
@@ -78,7 +82,7 @@ class TensorChecker:
 
     def __init__(self, device: torch.device, kv_layout: str, shape: Shape) -> None:
         self._devices = (device,)
-        self._shape = shape
+        self.shape = shape
         # Positions of (page, token, head) in a pair's tensor, and the sizes its dimensions must have.
         if kv_layout == "NHD":
             self._positions = (0, 1, 2)
@@ -91,7 +95,7 @@ class TensorChecker:
 
     def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
         """q or out: [at least num_rows, num_qo_heads, head_dim]."""
-        shape = self._shape
+        shape = self.shape
         check_tensor(name, tensor, dtype=shape.dtype, devices=self._devices, num_dims=3)
         check_shape(
             name, tensor, (None, shape.num_qo_heads, shape.head_dim), "total_qo_len, num_qo_heads, head_dim"
@@ -103,7 +107,7 @@ class TensorChecker:
     def check_lse(self, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
         """[at least num_rows, num_qo_heads], contiguous float32."""
         check_tensor("lse", tensor, dtype=torch.float32, devices=self._devices, num_dims=2)
-        check_shape("lse", tensor, (None, self._shape.num_qo_heads), "total_qo_len, num_qo_heads")
+        check_shape("lse", tensor, (None, self.shape.num_qo_heads), "total_qo_len, num_qo_heads")
         self._check_num_rows("lse", tensor, num_rows)
         if not tensor.is_contiguous():
             raise ValueError(f"lse has strides {tensor.stride()}; it must be contiguous")
@@ -156,7 +160,7 @@ class TensorChecker:
     def _check_cache_tensor(
         self, name: str, tensor: torch.Tensor, num_dims: int, wanted: tuple[int | None, ...], leading: str
     ) -> None:
-        check_tensor(name, tensor, dtype=self._shape.dtype, devices=self._devices, num_dims=num_dims)
+        check_tensor(name, tensor, dtype=self.shape.dtype, devices=self._devices, num_dims=num_dims)
         check_shape(name, tensor, wanted, f"{leading}, {self._page_meaning}")
         if tensor.shape[0] > MAX_INT32:
             raise ValueError(f"{name} has {tensor.shape[0]} pages; it must have at most {MAX_INT32}")

@@ -2,22 +2,21 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 
 from onewave import _core
 from onewave._batch import Batch, make_batch
 from onewave._engine import CpuEngine, DeviceEngine, Engine
-from onewave._tensors import Shape, TensorChecker, make_shape
+from onewave._tensors import Shape, ShapeArguments, TensorChecker, make_shape
 from onewave._validate import check_bool, check_positive_float, check_unsupported
 from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
-@dataclass(frozen=True)
-class _Planned:
+class _Planned(NamedTuple):
     """What run() needs to know of the last plan."""
 
-    shape: Shape
     checker: TensorChecker
     total_qo_len: int
     max_page_id: int  # -1: not known
@@ -83,6 +82,8 @@ class BatchAttention:
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
         self._captured: _Captured | None = None
+        self._shape_arguments: ShapeArguments | None = None
+        self._checker: TensorChecker | None = None
 
     def plan(
         self,
@@ -122,31 +123,20 @@ class BatchAttention:
         """
         check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
         check_unsupported("use_profiler", use_profiler, (False,))
-        shape = make_shape(
-            self._device,
-            num_qo_heads,
-            num_kv_heads,
-            head_dim_qk,
-            head_dim_vo,
-            page_size,
-            q_data_type,
-            kv_data_type,
+        checker = self._checker_of(
+            (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type)
         )
+        shape = checker.shape
         check_bool("causal", causal)
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
         self._check_capture(shape)
         batch = make_batch(self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
         self._check_captured_sizes(batch)
-        is_same_shape = self._planned is not None and self._planned.shape == shape
+        is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         engine.plan(batch, causal, scale)
         self._engine = engine
-        self._planned = _Planned(
-            shape,
-            TensorChecker(self._device, self._kv_layout, shape),
-            batch.total_qo_len,
-            batch.max_page_id,
-        )
+        self._planned = _Planned(checker, batch.total_qo_len, batch.max_page_id)
 
     def run(
         self,
@@ -224,18 +214,28 @@ class BatchAttention:
             raise RuntimeError("plan_bytes() needs a plan; call plan() first")
         return self._engine.plan_bytes()
 
+    def _checker_of(self, arguments: ShapeArguments) -> TensorChecker:
+        """That of the last call where the arguments are the same, as they are from step to step."""
+        if arguments != self._shape_arguments:
+            shape = make_shape(self._device, *arguments)
+            self._checker = TensorChecker(self._device, self._kv_layout, shape)
+            self._shape_arguments = arguments
+        assert self._checker is not None
+        return self._checker
+
     def _check_capture(self, shape: Shape) -> None:
         """What a captured graph has baked in may not change, and a graph cannot contain a plan."""
         if self._is_capturing():
             raise RuntimeError(
                 "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
             )
-        if self._captured is None or self._planned is None or self._planned.shape == shape:
+        if self._captured is None or self._planned is None or self._planned.checker.shape == shape:
             return
+        captured = self._planned.checker.shape
         changed = [
-            f"{field.name} is {getattr(shape, field.name)} and was {getattr(self._planned.shape, field.name)}"
+            f"{field.name} is {getattr(shape, field.name)} and was {getattr(captured, field.name)}"
             for field in fields(Shape)
-            if getattr(shape, field.name) != getattr(self._planned.shape, field.name)
+            if getattr(shape, field.name) != getattr(captured, field.name)
         ]
         raise RuntimeError(
             f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
@@ -259,6 +259,8 @@ class BatchAttention:
     def _is_capturing(self) -> bool:
         if self._device.type == "cpu":
             return False
+        if torch.cuda.current_device() == self._device.index:
+            return torch.cuda.is_current_stream_capturing()
         with torch.cuda.device(self._device):
             return torch.cuda.is_current_stream_capturing()
 
