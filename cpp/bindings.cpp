@@ -73,6 +73,13 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
   return to_bytes(plan_batch(batch, limits, buffer.get()));
 }
 
+std::vector<double> predict_item_bytes(const AttentionShape& shape, const nb::bytes& plan) {
+  const PlanHeader* header = plan_header(plan);
+  std::vector<double> us(header->num_items);
+  predict_items(header, shape, us.data());
+  return us;
+}
+
 void execute_plan_bytes(const nb::bytes& plan, const RunArgs& args, int num_threads) {
   const PlanHeader* header = plan_header(plan);
   const nb::gil_scoped_release unlocked;
@@ -206,6 +213,7 @@ void bind_planner(nb::module_& m) {
   m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
   m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
         "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a);
+  m.def("predict_items", &predict_item_bytes, "shape"_a, "plan"_a);
   m.def("plan_layout", &plan_layout);
 }
 

@@ -8,6 +8,7 @@
 
 #include "cost_model.h"
 #include "planner_internal.h"
+#include "planner_line.h"
 
 namespace onewave {
 namespace planner {
@@ -244,6 +245,27 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, v
   thread_local planner::Scratch scratch;
   planner::make_schedule(batch, limits, scratch);
   return planner::write_plan(batch, scratch, buffer);
+}
+
+void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* us) {
+  using namespace planner;
+  const auto* ctas = plan_section<CtaRecord>(plan, kCtasOffset);
+  const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
+  const CostModel model(shape);
+  const auto num_narrow_ctas = static_cast<int>(std::count_if(
+      ctas, ctas + plan->num_ctas, [](const CtaRecord& cta) { return cta.narrow_begin < cta.wide_begin; }));
+  const UnitCosts narrow = narrow_unit_costs(model, std::max(num_narrow_ctas, 1));
+  const UnitCosts wide = wide_unit_costs(model);
+  for (const CtaRecord* cta = ctas; cta < ctas + plan->num_ctas; ++cta) {
+    for (int32_t i = cta->narrow_begin; i < cta->end; ++i) {
+      const WorkItem& item = items[i];
+      const UnitCosts& costs = i < cta->wide_begin ? narrow : wide;
+      const int32_t num_keys = item.kv_end - item.kv_begin;
+      const int32_t units = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
+      us[i] = units * costs.whole_us((num_keys + step_keys(item) - 1) / step_keys(item)) +
+              (item.split_tile >= 0 ? costs.split_us : 0);
+    }
+  }
 }
 
 }  // namespace onewave

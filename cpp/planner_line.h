@@ -23,6 +23,10 @@ struct UnitCosts {
   int32_t min_piece() const;
 };
 
+/// For each kind; the narrow one's by how many CTAs stream at once.
+UnitCosts narrow_unit_costs(const CostModel& costs, int num_ctas);
+UnitCosts wide_unit_costs(const CostModel& costs);
+
 /// All units of one kind, summed.
 struct LineWork {
   double num_units = 0;

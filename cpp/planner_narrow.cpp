@@ -13,10 +13,6 @@
 namespace onewave::planner {
 namespace {
 
-UnitCosts unit_costs(const CostModel& costs, int num_ctas) {
-  return {.start_us = kNarrowUnitUs, .step_us = costs.narrow_step_us(num_ctas), .split_us = kSplitUs};
-}
-
 /// When `num_ctas` CTAs have done the narrow work.
 double predict_us(const LineWork& work, const UnitCosts& costs, int num_ctas) {
   const double shared_us = (work.whole_us(costs) + work.boundary_us(costs) * (num_ctas - 1)) / num_ctas;
@@ -30,7 +26,7 @@ int choose_num_ctas(const LineWork& work, double wide_us, const CostModel& costs
   int best = 1;
   double best_us = INFINITY;
   for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {
-    const double narrow_us = predict_us(work, unit_costs(costs, num_ctas), num_ctas);
+    const double narrow_us = predict_us(work, narrow_unit_costs(costs, num_ctas), num_ctas);
     const double makespan_us = std::max(narrow_us, (num_ctas * narrow_us + wide_us) / max_num_ctas);
     if (makespan_us < best_us) {
       best = num_ctas;
@@ -61,11 +57,16 @@ void move_pieces_first(Schedule& schedule) {
 
 }  // namespace
 
+UnitCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
+  return {.start_us = kNarrowUnitUs, .step_us = costs.narrow_step_us(num_ctas), .split_us = kSplitUs};
+}
+
 void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
                            std::vector<Tile>& tiles) {
   const HeadGroups groups = head_groups(shape.num_kv_heads);
   double num_all_steps = 0;
-  for (const Tile& tile : tiles) num_all_steps += static_cast<double>(tile.kv_end) * shape.num_kv_heads / kTileKv;
+  for (const Tile& tile : tiles)
+    num_all_steps += static_cast<double>(tile.kv_end) * shape.num_kv_heads / kTileKv;
   const double cta_steps = std::max(num_all_steps / num_ctas, 1.0);
   const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(num_ctas);
   const auto merge_us = [&](const Tile& tile, int32_t heads) {
@@ -88,7 +89,7 @@ void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostM
   if (tiles.empty()) return;
   const LineWork work = sum_work(tiles);
   const int num_ctas = choose_num_ctas(work, wide_us, costs, static_cast<int>(schedule.ctas.size()));
-  cut_line(tiles, work, unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
+  cut_line(tiles, work, narrow_unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
   move_pieces_first(schedule);
 }
 

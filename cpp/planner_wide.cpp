@@ -20,12 +20,6 @@ constexpr double kItemShare = 0.5;
 /// A makespan within this of the balanced one is not worth a split.
 constexpr double kTolerance = 1.05;
 
-UnitCosts unit_costs(const CostModel& costs) {
-  return {.start_us = kWideUnitUs,
-          .step_us = costs.wide_step_us(),
-          .split_us = kSplitUs + kWideTileQ * costs.partial_row_us()};
-}
-
 /// Loads in whole nanoseconds above the CTA's index: one integer orders the heap, ties included.
 class LoadHeap {
  public:
@@ -106,14 +100,20 @@ double mean_us(const Schedule& schedule) {
 
 }  // namespace
 
+UnitCosts wide_unit_costs(const CostModel& costs) {
+  return {.start_us = kWideUnitUs,
+          .step_us = costs.wide_step_us(),
+          .split_us = kSplitUs + kWideTileQ * costs.partial_row_us()};
+}
+
 double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs) {
-  return sum_work(tiles).whole_us(unit_costs(costs));
+  return sum_work(tiles).whole_us(wide_unit_costs(costs));
 }
 
 void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
-  const UnitCosts costs = unit_costs(model);
+  const UnitCosts costs = wide_unit_costs(model);
   scratch.narrow_loads = schedule.ctas;
   const size_t num_narrow_splits = schedule.split_tiles.size();
   const int32_t num_narrow_rows = schedule.num_partial_rows;

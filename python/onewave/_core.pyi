@@ -78,6 +78,9 @@ def plan_batch(
 ) -> bytes:
     """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored."""
 
+def predict_items(shape: AttentionShape, plan: bytes) -> list[float]:
+    """What the planner took each item to cost, in microseconds."""
+
 def plan_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
     """Of each record of a plan: its size, and of each field the name, struct-module character and offset."""
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m onewave` with demo, info or bench."""
+"""The command line: `python -m onewave` with demo, info, plan or bench."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import onewave
 from onewave._cli.demo import run_demo
 from onewave._cli.info import show_info
+from onewave._cli.plan import add_plan_arguments, run_plan
 from onewave.bench.command import add_arguments, run_bench
 
 
@@ -22,12 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
     commands.add_parser("info", help="print versions, driver, device and the kernels inside")
+    add_plan_arguments(
+        commands.add_parser("plan", help="plan a batch and draw it: which CTA does what, and for how long")
+    )
     add_arguments(
         commands.add_parser("bench", help="measure named workloads, beside other attention kernels")
     )
     options = parser.parse_args(arguments)
     if options.command == "info":
         return show_info()
+    if options.command == "plan":
+        return run_plan(options)
     if options.command == "bench":
         return run_bench(options)
     return run_demo(options.device, options.seed)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onewave
+from onewave._matplotlib import MissingMatplotlib
 from onewave.bench import machine
 from onewave.bench.ceilings import device_ceilings
 from onewave.bench.harness import NUM_WARMUPS, Harness, one_line
-from onewave.bench.plot import MissingMatplotlib, check_matplotlib, write_plot
+from onewave.bench.plot import check_matplotlib, write_plot
 from onewave.bench.registry import all_systems, available_systems, select_systems
 from onewave.bench.result import OURS, Result, WorkloadResult, write_json
 from onewave.bench.system import Prepare

@@ -1,28 +1,23 @@
 """A picture of a benchmark: the share of the floor that each system reaches on each workload, where it is right."""
 
-import importlib
 from pathlib import Path
-from typing import Any
 
+from onewave._matplotlib import import_pyplot, save
 from onewave.bench.result import WorkloadResult
 
 INCHES_PER_BAR = 0.16
 WIDTH_INCHES = 9
 
 
-class MissingMatplotlib(ImportError):
-    """It comes with the extra `bench`."""
-
-
 def check_matplotlib() -> None:
     """Before anything is measured."""
-    _matplotlib()
+    import_pyplot("--plot")
 
 
 def write_plot(path: Path, results: list[WorkloadResult], title: str) -> None:
     """The file's suffix says which format: png, svg, pdf."""
     names = list(dict.fromkeys(entry.system for result in results for entry in result.timed))
-    pyplot = _matplotlib()
+    pyplot = import_pyplot("--plot")
     num_bars = len(results) * (len(names) + 1)
     figure, axes = pyplot.subplots(
         figsize=(WIDTH_INCHES, 1.5 + INCHES_PER_BAR * num_bars), layout="constrained"
@@ -46,16 +41,5 @@ def write_plot(path: Path, results: list[WorkloadResult], title: str) -> None:
     axes.set_xlabel("floor / time (1: memory or tensor cores alone)")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
     pyplot.close(figure)
-
-
-def _matplotlib() -> Any:
-    """Its pyplot, drawing to files."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise MissingMatplotlib("--plot needs matplotlib: python3 -m pip install 'onewave[bench]'") from error
-    matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")

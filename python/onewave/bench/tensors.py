@@ -46,7 +46,7 @@ class BatchTensors:
         workload = self.workload.subset(indices)
         return BatchTensors(
             workload,
-            *_lens_tensors(workload),
+            *lens_tensors(workload),
             kv_indices=torch.cat([self.pages_of(i) for i in indices]),
             q=self.q[self.query_rows(indices)],
             kv_cache=self.kv_cache,
@@ -56,7 +56,7 @@ class BatchTensors:
 def make_tensors(workload: Workload, device: str, seed: int, unused: float | None = None) -> BatchTensors:
     """Random values of a fixed seed. `unused`: what the tails of last pages hold instead of random values."""
     generator = torch.Generator(device).manual_seed(seed)
-    qo_indptr, kv_indptr, kv_len_arr = _lens_tensors(workload)
+    qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
     num_pages = int(kv_indptr[-1])
     page_ids = torch.randperm(num_pages, device=device, generator=generator)
 
@@ -73,7 +73,7 @@ def make_tensors(workload: Workload, device: str, seed: int, unused: float | Non
     return BatchTensors(workload, qo_indptr, kv_indptr, kv_len_arr, page_ids.to(torch.int32), q, kv_cache)
 
 
-def _lens_tensors(workload: Workload) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def lens_tensors(workload: Workload) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """qo_indptr, kv_indptr and kv_len_arr."""
     kv_lens = [request.kv_len for request in workload.requests]
     return (
