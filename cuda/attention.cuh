@@ -3,9 +3,9 @@
 /// The persistent kernel: one launch, at most one CTA per SM, each walking the work list that the planner
 /// wrote for it (onewave/plan_format.h), narrow items first, then wide ones.
 ///
-///   warpgroup 0       producer: page ids -> Q, K and V into shared memory, by TMA or cp.async   (load.cuh,
-///   producer.cuh) warpgroups 1, 2   consumers of narrow items: 8 warps, 16 keys each, mma.sync (narrow.cuh)
-///                     consumers of wide items: 2 warpgroups, 64 rows each, wgmma               (wide.cuh)
+///   warpgroup 0      producer: page ids -> Q, K and V into shared memory    load.cuh, producer.cuh
+///   warpgroups 1, 2  narrow items: 8 warps, 16 rows of K and V each         narrow.cuh, join.cuh
+///                    wide items: 2 warpgroups, 64 packed rows each          wide.cuh
 ///
 /// They meet only at mbarriers: rings of K and V stages, full and empty (pipeline.cuh, smem.cuh), which the
 /// producer keeps filling over item boundaries. Results are stored by the consumers; where keys of a tile

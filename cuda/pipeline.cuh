@@ -2,8 +2,8 @@
 
 /// Rings of shared-memory stages between the producer and the consumers.
 ///
-///   producer: wait(empty) -> copy, which arrives on full      consumer: wait(full) -> read -> arrive on
-///   empty
+///   producer   wait(empty) -> copy, which arrives on full
+///   consumer   wait(full) -> read -> arrive on empty
 ///
 /// Both sides walk the ring with a RingPosition of their own, over item boundaries and without a restart.
 

@@ -3,7 +3,7 @@
 /// The producer warpgroup walks the same list as the consumers, in streams that run on over item boundaries,
 /// so that the rings stay full:
 ///
-///   queries   the query tile of every (item, kv head)
+///   queries   the query tile of every (item, kv heads of a step)
 ///   keys      K, and V, from each item's last tile of keys to its first, the page ids a tile or two ahead
 ///
 /// In the TMA cubins each stream has warps of its own (K: 0, V: 1, queries: 2 and 3); in the gathering ones

@@ -68,9 +68,9 @@ struct CtaRecord {
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
 ///
-/// heads_per_step kv heads are done together (1, 2, 4 or 8; 1 where the item is wide or has no keys), in
-/// steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie side by side, memory is then
-/// read in longer runs.
+/// heads_per_step kv heads are done together (1, or as cpp/head_groups.h has it; 1 where the item is wide or
+/// has no keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie side by
+/// side, memory is then read in longer runs.
 struct WorkItem {
   int32_t request;        ///< index in the batch; for readers, the kernel does not need it
   int32_t q_token_begin;  ///< row of q and out at which the request starts
