@@ -73,7 +73,8 @@ def run_plan(options: argparse.Namespace) -> int:
         if options.output:
             import_pyplot("--output")
         workload = _workload(options)
-        bars, plan = _plan(workload)
+        plan, item_us = plan_workload(workload)
+        bars = _bars(plan, item_us)
     except (ValueError, OSError, MissingMatplotlib) as error:
         console.print(f"plan: {error}", style="red", highlight=False, markup=False)
         return 2
@@ -130,7 +131,8 @@ def _request(kv_len: Any, qo_len: Any) -> Request:
         raise ValueError(str(error)) from error
 
 
-def _plan(workload: Workload) -> tuple[list[Bar], bytes]:
+def plan_workload(workload: Workload) -> tuple[bytes, list[float]]:
+    """The plan, and the microseconds that each of its items is taken to cost."""
     qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
     shape = _core.AttentionShape(
         workload.num_qo_heads,
@@ -148,7 +150,7 @@ def _plan(workload: Workload) -> tuple[list[Bar], bytes]:
     addresses = (qo_indptr.data_ptr(), kv_indptr.data_ptr(), kv_len_arr.data_ptr(), 0)
     scale = workload.head_dim**-0.5
     plan = _core.plan_batch(limits, shape, workload.causal, scale, len(workload.requests), *addresses)
-    return _bars(plan, _core.predict_items(shape, plan)), plan
+    return plan, _core.predict_items(shape, plan)
 
 
 def _bars(plan: bytes, item_us: list[float]) -> list[Bar]:
