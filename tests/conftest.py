@@ -1,6 +1,13 @@
-"""Tests marked `gpu` are skipped, with the reason, where onewave cannot use the machine's GPU."""
+"""Tests marked `gpu` are skipped, with the reason, where onewave cannot use the machine's GPU. Fixtures of the tests
+against a made-up driver."""
 
 import functools
+import multiprocessing
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import onewave
 import pytest
@@ -23,3 +30,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None and gpu_problem() is not None:
             item.add_marker(pytest.mark.skip(reason=f"needs a Hopper GPU: {gpu_problem()}"))
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the made-up driver")
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    source = Path(__file__).with_name("fake_driver.c")
+    command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process: a driver is opened once in each."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
