@@ -146,11 +146,12 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, num_split_tiles),
                        ONEWAVE_FIELD(PlanHeader, num_partial_rows), ONEWAVE_FIELD(PlanHeader, ctas_offset),
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
-                       ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, kv_indices),
-                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
-                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
-                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
-                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
+                       ONEWAVE_FIELD(PlanHeader, kv_indices), ONEWAVE_FIELD(PlanHeader, batch_size),
+                       ONEWAVE_FIELD(PlanHeader, total_qo_len), ONEWAVE_FIELD(PlanHeader, num_qo_heads),
+                       ONEWAVE_FIELD(PlanHeader, num_kv_heads), ONEWAVE_FIELD(PlanHeader, group_size),
+                       ONEWAVE_FIELD(PlanHeader, head_dim), ONEWAVE_FIELD(PlanHeader, page_size),
+                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
 }
 
 nb::tuple work_item_layout() {

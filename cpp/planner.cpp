@@ -162,6 +162,7 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .items_offset = static_cast<uint32_t>(sections.items_offset),
       .split_tiles_offset = static_cast<uint32_t>(sections.split_tiles_offset),
       .counters_offset = static_cast<uint32_t>(sections.counters_offset),
+      .num_narrow_ctas = schedule.num_narrow_ctas,
       .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
       .batch_size = batch.batch_size,
       .total_qo_len = batch.qo_indptr[batch.batch_size],
@@ -188,6 +189,7 @@ void Schedule::reset(int32_t num_ctas) {
   wide_items.clear();
   split_tiles.clear();
   num_partial_rows = 0;
+  num_narrow_ctas = 0;
 }
 
 void Schedule::add_item(Kind kind, int32_t cta, const WorkItem& item, double us) {
@@ -252,9 +254,7 @@ void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* 
   const auto* ctas = plan_section<CtaRecord>(plan, kCtasOffset);
   const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
   const CostModel model(shape);
-  const auto num_narrow_ctas = static_cast<int>(std::count_if(
-      ctas, ctas + plan->num_ctas, [](const CtaRecord& cta) { return cta.narrow_begin < cta.wide_begin; }));
-  const UnitCosts narrow = narrow_unit_costs(model, std::max(num_narrow_ctas, 1));
+  const UnitCosts narrow = narrow_unit_costs(model, std::max(plan->num_narrow_ctas, 1));
   const UnitCosts wide = wide_unit_costs(model);
   for (const CtaRecord* cta = ctas; cta < ctas + plan->num_ctas; ++cta) {
     for (int32_t i = cta->narrow_begin; i < cta->end; ++i) {

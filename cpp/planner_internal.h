@@ -61,6 +61,7 @@ struct Schedule {
   std::vector<AssignedItem> wide_items;
   std::vector<SplitTile> split_tiles;
   int32_t num_partial_rows = 0;
+  int32_t num_narrow_ctas = 0;
 
   void reset(int32_t num_ctas);
   /// Narrow items come in the order of their CTAs.

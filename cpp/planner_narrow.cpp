@@ -89,6 +89,7 @@ void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostM
   if (tiles.empty()) return;
   const LineWork work = sum_work(tiles);
   const int num_ctas = choose_num_ctas(work, wide_us, costs, static_cast<int>(schedule.ctas.size()));
+  schedule.num_narrow_ctas = num_ctas;
   cut_line(tiles, work, narrow_unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
   move_pieces_first(schedule);
 }

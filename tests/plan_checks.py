@@ -80,6 +80,7 @@ def check_plan(batch: Batch, plan: Plan) -> None:
     check_lists(plan)
     check_items(batch, plan)
     check_splits(plan)
+    check_prediction(batch, plan)
     for request in range(len(batch.requests)):
         check_request(batch, plan, request)
 
@@ -164,6 +165,15 @@ def check_splits(plan: Plan) -> None:
                 begin = tile["partial_row_begin"] + slot * tile["num_rows"]
                 slot_writers[begin : begin + tile["num_rows"]] += 1
     assert (slot_writers == 1).all()
+
+
+def check_prediction(batch: Batch, plan: Plan) -> None:
+    """The items of a CTA add up to what is predicted for it."""
+    us = np.array(_core.predict_items(batch.shape(), plan.to_bytes()))
+    assert (us > 0).all() and len(us) == len(plan.items)
+    for cta in plan.ctas:
+        total_us = us[cta["narrow_begin"] : cta["end"]].sum()
+        assert np.isclose(total_us, cta["predicted_us"], rtol=1e-5, atol=1e-6)
 
 
 def check_request(batch: Batch, plan: Plan, request: int) -> None:

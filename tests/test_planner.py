@@ -19,7 +19,7 @@ LENGTHS = st.one_of(
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    num_kv_heads = draw(st.sampled_from([1, 2, 4, 5]))
+    num_kv_heads = draw(st.sampled_from([1, 2, 4, 5, 6, 8]))
     group_size = draw(st.sampled_from([1, 4, 7, 8, 64]))
     max_requests = 4 if group_size == 64 else 12
     return Batch(
@@ -124,28 +124,6 @@ def test_decode_is_balanced_for_any_batch_size(num_requests: int) -> None:
 def test_predicted_makespan_is_near_the_mean(requests: list[tuple[int, int]]) -> None:
     summary = Batch(requests).plan().summary()
     assert summary["makespan_over_mean"] <= 1.10
-
-
-@pytest.mark.parametrize(
-    "requests",
-    [
-        [(131072, 1)],
-        [(8192, 1)] * 67,
-        [(8192, 1)] * 32 + [(8192, 4096)],
-        [(700, 3)] * 9 + [(0, 5), (16384, 512), (40, 0)],
-        [(4096, 4)] * 64,
-        [(300, 300)],
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("num_kv_heads", [1, 4, 8])
-def test_items_add_up_to_the_prediction(requests: list[tuple[int, int]], num_kv_heads: int) -> None:
-    batch = Batch(requests, num_qo_heads=4 * num_kv_heads, num_kv_heads=num_kv_heads)
-    plan = batch.plan()
-    us = np.array(_core.predict_items(batch.shape(), plan.to_bytes()))
-    assert (us > 0).all() and len(us) == len(plan.items)
-    for cta in plan.ctas:
-        assert us[cta["narrow_begin"] : cta["end"]].sum() == pytest.approx(cta["predicted_us"], rel=1e-5)
 
 
 def test_narrow_work_leaves_sms_to_wide_work() -> None:

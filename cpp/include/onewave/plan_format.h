@@ -46,6 +46,8 @@ struct PlanHeader {
   uint32_t items_offset;
   uint32_t split_tiles_offset;
   uint32_t counters_offset;
+  int32_t
+      num_narrow_ctas;  ///< for which the narrow items were cut; their costs are of as many reading at once
   uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
                         ///< kernel
   int32_t batch_size;
