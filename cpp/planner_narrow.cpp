@@ -50,7 +50,8 @@ void move_pieces_first(Schedule& schedule) {
   auto begin = schedule.narrow_items.begin();
   for (const CtaLoad& load : schedule.ctas) {
     const auto end = begin + load.num_narrow_items;
-    if (begin < end && std::prev(end)->split_tile >= 0) std::rotate(begin, std::prev(end), end);
+    const auto second = begin < end && begin->split_tile >= 0 ? std::next(begin) : begin;
+    if (second < end && std::prev(end)->split_tile >= 0) std::rotate(second, std::prev(end), end);
     begin = end;
   }
 }
