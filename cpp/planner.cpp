@@ -260,10 +260,7 @@ void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* 
     for (int32_t i = cta->narrow_begin; i < cta->end; ++i) {
       const WorkItem& item = items[i];
       const UnitCosts& costs = i < cta->wide_begin ? narrow : wide;
-      const int32_t num_keys = item.kv_end - item.kv_begin;
-      const int32_t units = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
-      us[i] = units * costs.whole_us((num_keys + step_keys(item) - 1) / step_keys(item)) +
-              (item.split_tile >= 0 ? costs.split_us : 0);
+      us[i] = num_units(item) * costs.whole_us(num_steps(item)) + (item.split_tile >= 0 ? costs.split_us : 0);
     }
   }
 }

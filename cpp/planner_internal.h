@@ -35,10 +35,14 @@ void check_plan_bytes(int64_t plan_bytes);
 /// A tile is the item that would do all of its keys and kv heads at once: kv_begin and kv_head_begin are 0.
 using Tile = WorkItem;
 
-inline int32_t step_keys(const Tile& tile) { return kTileKv / tile.heads_per_step; }
-/// Of a unit: a tile's rows against all its keys, for the kv heads of one step.
-inline int32_t num_steps(const Tile& tile) { return (tile.kv_end + step_keys(tile) - 1) / step_keys(tile); }
-inline int32_t num_units(const Tile& tile) { return tile.kv_head_end / tile.heads_per_step; }
+inline int32_t step_keys(const WorkItem& item) { return kTileKv / item.heads_per_step; }
+/// Of a unit: an item's rows against all its keys, for the kv heads of one step.
+inline int32_t num_steps(const WorkItem& item) {
+  return (item.kv_end - item.kv_begin + step_keys(item) - 1) / step_keys(item);
+}
+inline int32_t num_units(const WorkItem& item) {
+  return (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
+}
 
 enum class Kind { kNarrow, kWide };
 
@@ -76,9 +80,6 @@ struct Schedule {
 /// Most partial rows of a schedule, per CTA. In the line of either kind a CTA's share has at most two pieces
 /// of cut units: one at its start and one at its end.
 inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowStepRows);
-
-/// Packed rows of a narrow item as the kernel takes them.
-inline int32_t padded_narrow_rows(int32_t num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : 32; }
 
 /// Sets heads_per_step of narrow tiles, as for a batch of nothing else.
 void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,

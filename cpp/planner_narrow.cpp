@@ -77,7 +77,7 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
   for (Tile& tile : tiles) {
     if (tile.kv_end == 0) continue;
     for (const int32_t heads : {groups.most, groups.box}) {
-      if (heads * padded_narrow_rows(tile.num_rows) > kNarrowStepRows || merge_us(tile, heads) > gain_us)
+      if ((heads << narrow_rows_shift(tile.num_rows)) > kNarrowStepRows || merge_us(tile, heads) > gain_us)
         continue;
       tile.heads_per_step = heads;
       break;

@@ -210,11 +210,6 @@ class NarrowConsumer {
   uint32_t panel_bytes_;
 };
 
-/// log2 of the rows of the query tile that an item's consumers read, for each kv head.
-__device__ __forceinline__ int narrow_rows_shift(int num_rows) {
-  return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
-}
-
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
                                                const HeadCursor& cursor, NarrowStorage& storage,
                                                KindRings& rings, KindPositions& at,

@@ -154,12 +154,12 @@ def check_splits(plan: Plan) -> None:
         assert (pieces["heads_per_step"] == tile["kv_head_end"] - tile["kv_head_begin"]).all()
         for field in ("q_token_begin", "row_begin", "num_rows", "kv_head_begin", "kv_head_end"):
             assert (pieces[field] == tile[field]).all()
+        pieces = pieces[np.argsort(pieces["split_idx"])]
+        assert pieces["split_idx"].tolist() == list(range(tile["num_splits"]))
+        assert (pieces["kv_begin"] < pieces["kv_end"]).all()
+        assert pieces["kv_begin"][0] == 0
+        assert (pieces["kv_begin"][1:] == pieces["kv_end"][:-1]).all()
         for kv_head in range(tile["kv_head_begin"], tile["kv_head_end"]):
-            ours = pieces[np.argsort(pieces["split_idx"])]
-            assert ours["split_idx"].tolist() == list(range(tile["num_splits"]))
-            assert (ours["kv_begin"] < ours["kv_end"]).all()
-            assert ours["kv_begin"][0] == 0
-            assert (ours["kv_begin"][1:] == ours["kv_end"][:-1]).all()
             for split in range(tile["num_splits"]):
                 slot = split * (tile["kv_head_end"] - tile["kv_head_begin"]) + kv_head - tile["kv_head_begin"]
                 begin = tile["partial_row_begin"] + slot * tile["num_rows"]

@@ -121,6 +121,11 @@ inline constexpr uint32_t kPlanAlignment = 16;
 #define ONEWAVE_HOST_DEVICE
 #endif
 
+/// log2 of a narrow item's packed rows for each kv head, padded to 8, 16 or 32: as the kernel takes them.
+ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
+  return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
+}
+
 /// The records of the section at `offset` bytes.
 template <class Record>
 ONEWAVE_HOST_DEVICE inline const Record* plan_section(const void* plan, uint32_t offset) {

@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from onewave import _core
 from onewave._cli.records import ctas_of, header_of, items_of
 from onewave._matplotlib import MissingMatplotlib, import_pyplot, save
+from onewave._tensors import Shape
 from onewave._validate import check_int
 from onewave.bench.tensors import lens_tensors
 from onewave.bench.workload import Request, Workload
 from onewave.bench.workloads import WORKLOADS
-from onewave.workspace import CORE_DTYPES, DEFAULT_NUM_CTAS
+from onewave.workspace import make_limits
 
 REQUESTS = re.compile(r"(\d+):(\d+)(?:x(\d+))?")
 COLORS = {"narrow": "#1f77b4", "narrow, split": "#9ecae1", "wide": "#d95f02", "wide, split": "#fdbe85"}
@@ -134,18 +136,15 @@ def _request(kv_len: Any, qo_len: Any) -> Request:
 def plan_workload(workload: Workload) -> tuple[bytes, list[float]]:
     """The plan, and the microseconds that each of its items is taken to cost."""
     qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
-    shape = _core.AttentionShape(
-        workload.num_qo_heads,
-        workload.num_kv_heads,
-        workload.head_dim,
-        workload.page_size,
-        CORE_DTYPES[workload.dtype],
-    )
-    limits = _core.PlanLimits(
+    shape = Shape(
+        workload.num_qo_heads, workload.num_kv_heads, workload.head_dim, workload.page_size, workload.dtype
+    ).to_core()
+    limits = make_limits(
+        torch.device("cpu"),
         max(len(workload.requests), 1),
         max(workload.total_qo_len, 1),
         max((request.kv_len for request in workload.requests), default=1) or 1,
-        workload.num_ctas or DEFAULT_NUM_CTAS,
+        workload.num_ctas,
     )
     addresses = (qo_indptr.data_ptr(), kv_indptr.data_ptr(), kv_len_arr.data_ptr(), 0)
     scale = workload.head_dim**-0.5
