@@ -7,24 +7,19 @@
 /// of work is 64 stages. Random: runs of `run` bytes in an order that looks random. Dynamic: CTAs take the
 /// next unit from a counter, asked for one unit ahead; else unit i goes to CTA i modulo their number.
 
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <vector>
 
+#include "read_probe.cuh"
+
+namespace onewave {
 namespace {
 
 constexpr int kStages = 8;
-constexpr int kStageBytes = 16 * 1024;
 constexpr int kUnitStages = 64;
 constexpr int kSharedBytes = kStages * kStageBytes + 1024;
 constexpr int kNumCtas = 132;
 constexpr int kRuns = 7;
-constexpr int64_t kBufferBytes = int64_t{4} << 30;
-constexpr int64_t kFlushBytes = int64_t{256} << 20;
 
 struct Pattern {
   int piece;
@@ -39,17 +34,7 @@ constexpr Pattern kPatterns[] = {
     {16384, 262144, true, true},  {4096, 4096, false, true},   {4096, 4096, true, false},
     {4096, 4096, true, true},     {2048, 2048, true, true},    {1024, 1024, true, true}};
 
-void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s\n", cudaGetErrorString(error));
-  std::exit(1);
-}
-
 __device__ unsigned next_unit;
-
-__device__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// A permutation of 0 .. mask, one less than a power of two.
 __device__ uint64_t permute(uint64_t i, uint64_t mask) {
@@ -60,23 +45,11 @@ __device__ uint64_t permute(uint64_t i, uint64_t mask) {
   return (i * 5) & mask;
 }
 
-__device__ void wait(uint64_t* full, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nretry:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra "
-      "retry;\n}\n" ::"r"(shared_address(full)),
-      "r"(parity)
-      : "memory");
-}
-
 __global__ void __launch_bounds__(32) read_all(const unsigned char* buffer, Pattern pattern) {
   extern __shared__ __align__(1024) unsigned char stages[];
   __shared__ uint64_t full[kStages];
   const int lane = threadIdx.x;
-  if (lane == 0) {
-    for (uint64_t& barrier : full)
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier)) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
+  if (lane == 0) init_barriers(full);
   __syncwarp();
   constexpr int64_t kNumUnits = kBufferBytes / kStageBytes / kUnitStages;
   const uint64_t run_mask = kBufferBytes / pattern.run - 1;
@@ -93,58 +66,41 @@ __global__ void __launch_bounds__(32) read_all(const unsigned char* buffer, Patt
     if (pattern.dynamic) answer = ask();
     for (int i = 0; i < kUnitStages; ++i, ++issued) {
       const int stage = issued % kStages;
-      if (issued >= kStages) wait(&full[stage], (issued / kStages - 1) % 2);
-      if (lane == 0) {
-        asm volatile(
-            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&full[stage])),
-            "r"(kStageBytes)
-            : "memory");
-      }
+      if (issued >= kStages) ptx::mbarrier_wait(&full[stage], (issued / kStages - 1) % 2);
+      if (lane == 0) ptx::mbarrier_arrive_expect_tx(&full[stage], kStageBytes);
       __syncwarp();
       if (lane >= kStageBytes / pattern.piece) continue;
       uint64_t offset = (unit * kUnitStages + i) * kStageBytes + lane * pattern.piece;
       if (pattern.random)
         offset = permute(offset / pattern.run, run_mask) * pattern.run + offset % pattern.run;
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-              shared_address(stages + stage * kStageBytes + lane * pattern.piece)),
-          "l"(buffer + offset), "r"(pattern.piece), "r"(shared_address(&full[stage]))
-          : "memory");
+      copy_bulk(stages + stage * kStageBytes + lane * pattern.piece, buffer + offset, pattern.piece,
+                &full[stage]);
     }
     unit = pattern.dynamic ? __shfl_sync(0xffffffff, answer, 0) : unit + gridDim.x;
   }
   for (int64_t i = issued > kStages ? issued - kStages : 0; i < issued; ++i)
-    wait(&full[i % kStages], (i / kStages) % 2);
+    ptx::mbarrier_wait(&full[i % kStages], (i / kStages) % 2);
+}
+
+void print_patterns() {
+  ReadProbe probe;
+  check(cudaFuncSetAttribute(read_all, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  for (const Pattern& pattern : kPatterns) {
+    const auto prepare = [] {
+      const unsigned zero = 0;
+      check(cudaMemcpyToSymbolAsync(next_unit, &zero, sizeof(zero)));
+    };
+    const auto launch = [&] { read_all<<<kNumCtas, 32, kSharedBytes>>>(probe.buffer(), pattern); };
+    const float us = probe.median_us(kRuns, prepare, launch);
+    std::printf("piece %6d run %6d random %d dynamic %d: %.1f us %.0f GB/s\n", pattern.piece, pattern.run,
+                pattern.random, pattern.dynamic, us, kBufferBytes / us / 1e3);
+  }
 }
 
 }  // namespace
+}  // namespace onewave
 
 int main() {
-  unsigned char *buffer, *flush;
-  check(cudaMalloc(&buffer, kBufferBytes));
-  check(cudaMalloc(&flush, kFlushBytes));
-  check(cudaMemset(buffer, 1, kBufferBytes));
-  check(cudaFuncSetAttribute(read_all, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin));
-  check(cudaEventCreate(&end));
-  for (const Pattern& pattern : kPatterns) {
-    std::vector<float> us;
-    for (int run = 0; run < kRuns; ++run) {
-      for (int i = 0; i < 2; ++i) check(cudaMemsetAsync(flush, run + i, kFlushBytes));
-      const unsigned zero = 0;
-      check(cudaMemcpyToSymbolAsync(next_unit, &zero, sizeof(zero)));
-      check(cudaEventRecord(begin));
-      read_all<<<kNumCtas, 32, kSharedBytes>>>(buffer, pattern);
-      check(cudaEventRecord(end));
-      check(cudaDeviceSynchronize());
-      float ms;
-      check(cudaEventElapsedTime(&ms, begin, end));
-      us.push_back(ms * 1e3f);
-    }
-    std::nth_element(us.begin(), us.begin() + kRuns / 2, us.end());
-    std::printf("piece %6d run %6d random %d dynamic %d: %.1f us %.0f GB/s\n", pattern.piece, pattern.run,
-                pattern.random, pattern.dynamic, us[kRuns / 2], kBufferBytes / us[kRuns / 2] / 1e3);
-  }
+  onewave::print_patterns();
   return 0;
 }
