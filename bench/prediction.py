@@ -33,7 +33,7 @@ def main() -> None:
             continue
         ctas = ctas_of(plan_workload(workload)[0])
         ends_us = [cta["predicted_us"] for cta in ctas]
-        num_narrow = sum(cta["narrow_begin"] < cta["wide_begin"] for cta in ctas)
+        num_narrow = sum(cta["narrow_begin"] < cta["narrow_end"] for cta in ctas)
         table.add_row(
             workload.name,
             f"{ours['us']:.0f}",

@@ -143,10 +143,11 @@ nb::tuple header_layout() {
   return record_layout(sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic),
                        ONEWAVE_FIELD(PlanHeader, version), ONEWAVE_FIELD(PlanHeader, num_bytes),
                        ONEWAVE_FIELD(PlanHeader, num_ctas), ONEWAVE_FIELD(PlanHeader, num_items),
-                       ONEWAVE_FIELD(PlanHeader, num_split_tiles),
+                       ONEWAVE_FIELD(PlanHeader, wide_begin), ONEWAVE_FIELD(PlanHeader, num_split_tiles),
                        ONEWAVE_FIELD(PlanHeader, num_partial_rows), ONEWAVE_FIELD(PlanHeader, ctas_offset),
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
                        ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
+                       ONEWAVE_FIELD(PlanHeader, num_first_items), ONEWAVE_FIELD(PlanHeader, num_draws),
                        ONEWAVE_FIELD(PlanHeader, kv_indices), ONEWAVE_FIELD(PlanHeader, batch_size),
                        ONEWAVE_FIELD(PlanHeader, total_qo_len), ONEWAVE_FIELD(PlanHeader, num_qo_heads),
                        ONEWAVE_FIELD(PlanHeader, num_kv_heads), ONEWAVE_FIELD(PlanHeader, group_size),
@@ -167,9 +168,9 @@ nb::tuple work_item_layout() {
 nb::dict plan_layout() {
   nb::dict layout;
   layout["PlanHeader"] = header_layout();
-  layout["CtaRecord"] = record_layout(sizeof(CtaRecord), ONEWAVE_FIELD(CtaRecord, narrow_begin),
-                                      ONEWAVE_FIELD(CtaRecord, wide_begin), ONEWAVE_FIELD(CtaRecord, end),
-                                      ONEWAVE_FIELD(CtaRecord, predicted_us));
+  layout["CtaRecord"] = record_layout(
+      sizeof(CtaRecord), ONEWAVE_FIELD(CtaRecord, narrow_begin), ONEWAVE_FIELD(CtaRecord, narrow_end),
+      ONEWAVE_FIELD(CtaRecord, first_item), ONEWAVE_FIELD(CtaRecord, predicted_us));
   layout["WorkItem"] = work_item_layout();
   layout["SplitTile"] =
       record_layout(sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin),

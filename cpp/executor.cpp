@@ -1,6 +1,6 @@
-/// Runs a plan as the kernel does: every CTA walks its list, a split item leaves partials, and the last split
-/// of a tile to arrive merges it. Threads take the place of SMs. No loop here knows the batch: only records
-/// of the plan.
+/// Runs a plan as the kernel does: every CTA walks its list and then takes from the queue, a split item
+/// leaves partials, and the last split of a tile to arrive merges it. Threads take the place of SMs. No loop
+/// here knows the batch: only records of the plan.
 
 #include <onewave/executor.h>
 
@@ -42,14 +42,17 @@ class Execution {
         partial_lse_(header.num_partial_rows),
         arrivals_(header.num_split_tiles) {}
 
+  /// The narrow items of one CTA.
   void run_cta(int32_t cta, TileScratch& scratch) {
-    for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].end; ++i) {
-      const WorkItem& item = items_[i];
-      // A plan from which a merge record was taken has no place for the partials of its items.
-      if (item.split_tile >= header_.num_split_tiles) continue;
-      for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_item(item, head, scratch);
-      if (item.split_tile >= 0) finish_split(item.split_tile, scratch);
-    }
+    for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].narrow_end; ++i) run_item(i, scratch);
+  }
+
+  void run_item(int32_t index, TileScratch& scratch) {
+    const WorkItem& item = items_[index];
+    // A plan from which a merge record was taken has no place for the partials of its items.
+    if (item.split_tile >= header_.num_split_tiles) return;
+    for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);
+    if (item.split_tile >= 0) finish_split(item.split_tile, scratch);
   }
 
  private:
@@ -90,7 +93,7 @@ class Execution {
     }
   }
 
-  void run_item(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
+  void run_head(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
     load_queries(item, kv_head, scratch);
     scratch.reset(item.num_rows, header_.head_dim);
     const int32_t num_tiles = (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
@@ -195,10 +198,16 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
   Execution<Element> execution(header, args);
   // All memory is there before the first thread starts: a thread that throws ends the process.
   std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim));
-  std::atomic<int32_t> next_cta = 0;
+  // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
+  const int32_t num_jobs = header.num_ctas + header.num_items - header.wide_begin;
+  std::atomic<int32_t> next_job = 0;
   const auto work = [&](int32_t thread) {
-    for (int32_t cta = next_cta++; cta < header.num_ctas; cta = next_cta++) {
-      execution.run_cta(cta, scratch[thread]);
+    for (int32_t job = next_job++; job < num_jobs; job = next_job++) {
+      if (job < header.num_ctas) {
+        execution.run_cta(job, scratch[thread]);
+      } else {
+        execution.run_item(header.wide_begin + job - header.num_ctas, scratch[thread]);
+      }
     }
   };
   std::vector<std::jthread> threads;

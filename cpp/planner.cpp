@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numbers>
+#include <utility>
 #include <vector>
 
 #include "cost_model.h"
@@ -23,7 +24,6 @@ struct Scratch {
   std::vector<Tile> wide_tiles;
   WideScratch wide;
   Schedule schedule;
-  std::vector<int32_t> wide_positions;  ///< of each CTA: where its next wide item goes
 };
 
 /// Where the sections of a plan lie.
@@ -44,7 +44,7 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
   sections.counters_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
-  sections.end = sections.counters_offset + num_split_tiles * static_cast<int64_t>(sizeof(uint32_t));
+  sections.end = sections.counters_offset + (num_split_tiles + 1) * static_cast<int64_t>(sizeof(uint32_t));
   return sections;
 }
 
@@ -116,26 +116,27 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, Scratch& sc
   schedule_wide(scratch.wide_tiles, wide_us, costs, scratch.wide, scratch.schedule);
 }
 
-/// The items of every CTA together, narrow before wide.
-void write_items(const Schedule& schedule, CtaRecord* ctas, WorkItem* items,
-                 std::vector<int32_t>& wide_positions) {
-  wide_positions.clear();
-  const WorkItem* narrow = schedule.narrow_items.data();
+/// The CTA records and all items. Idle CTAs begin with the first wide items; returns how many do, and how
+/// many CTAs have work.
+std::pair<int32_t, int32_t> write_items(const Schedule& schedule, CtaRecord* ctas, WorkItem* items) {
+  const auto wide_begin = static_cast<int32_t>(schedule.narrow_items.size());
+  const auto num_wide_items = static_cast<int32_t>(schedule.wide_items.size());
   int32_t position = 0;
+  int32_t num_first_items = 0;
+  int32_t num_working = 0;
   for (const CtaLoad& load : schedule.ctas) {
-    std::copy_n(narrow, load.num_narrow_items, items + position);
-    narrow += load.num_narrow_items;
-    const int32_t wide_begin = position + load.num_narrow_items;
-    const int32_t end = wide_begin + load.num_wide_items;
+    const int32_t narrow_end = position + load.num_narrow_items;
+    const bool has_first = load.num_narrow_items == 0 && num_first_items < num_wide_items;
     *ctas++ = {.narrow_begin = position,
-               .wide_begin = wide_begin,
-               .end = end,
+               .narrow_end = narrow_end,
+               .first_item = has_first ? wide_begin + num_first_items++ : -1,
                .predicted_us = static_cast<float>(load.us)};
-    wide_positions.push_back(wide_begin);
-    position = end;
+    position = narrow_end;
+    if (has_first || load.num_narrow_items > 0) ++num_working;
   }
-  for (const AssignedItem& assigned : schedule.wide_items)
-    items[wide_positions[assigned.cta]++] = assigned.item;
+  items = std::copy(schedule.narrow_items.begin(), schedule.narrow_items.end(), items);
+  for (const WideItem& wide : schedule.wide_items) *items++ = wide.item;
+  return {num_first_items, num_working};
 }
 
 const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buffer) {
@@ -156,6 +157,7 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .num_bytes = static_cast<uint32_t>(sections.end),
       .num_ctas = num_ctas,
       .num_items = num_items,
+      .wide_begin = static_cast<int32_t>(schedule.narrow_items.size()),
       .num_split_tiles = num_split_tiles,
       .num_partial_rows = schedule.num_partial_rows,
       .ctas_offset = static_cast<uint32_t>(sections.ctas_offset),
@@ -163,6 +165,8 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .split_tiles_offset = static_cast<uint32_t>(sections.split_tiles_offset),
       .counters_offset = static_cast<uint32_t>(sections.counters_offset),
       .num_narrow_ctas = schedule.num_narrow_ctas,
+      .num_first_items = 0,
+      .num_draws = 0,
       .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
       .batch_size = batch.batch_size,
       .total_qo_len = batch.qo_indptr[batch.batch_size],
@@ -173,8 +177,12 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .page_size = batch.shape.page_size,
       .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
   };
-  write_items(schedule, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
-              reinterpret_cast<WorkItem*>(bytes + sections.items_offset), scratch.wide_positions);
+  const auto [num_first_items, num_working] =
+      write_items(schedule, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
+                  reinterpret_cast<WorkItem*>(bytes + sections.items_offset));
+  header->num_first_items = num_first_items;
+  if (!schedule.wide_items.empty())
+    header->num_draws = static_cast<uint32_t>(schedule.wide_items.size()) - num_first_items + num_working;
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
   std::memset(bytes + sections.counters_offset, 0, sections.end - sections.counters_offset);
@@ -198,8 +206,7 @@ void Schedule::add_item(Kind kind, int32_t cta, const WorkItem& item, double us)
     narrow_items.push_back(item);
     ++ctas[cta].num_narrow_items;
   } else {
-    wide_items.push_back({item, cta});
-    ++ctas[cta].num_wide_items;
+    wide_items.push_back({item, us});
   }
 }
 
@@ -251,17 +258,14 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, v
 
 void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* us) {
   using namespace planner;
-  const auto* ctas = plan_section<CtaRecord>(plan, kCtasOffset);
   const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
   const CostModel model(shape);
   const UnitCosts narrow = narrow_unit_costs(model, std::max(plan->num_narrow_ctas, 1));
   const UnitCosts wide = wide_unit_costs(model);
-  for (const CtaRecord* cta = ctas; cta < ctas + plan->num_ctas; ++cta) {
-    for (int32_t i = cta->narrow_begin; i < cta->end; ++i) {
-      const WorkItem& item = items[i];
-      const UnitCosts& costs = i < cta->wide_begin ? narrow : wide;
-      us[i] = num_units(item) * costs.whole_us(num_steps(item)) + (item.split_tile >= 0 ? costs.split_us : 0);
-    }
+  for (int32_t i = 0; i < plan->num_items; ++i) {
+    const WorkItem& item = items[i];
+    const UnitCosts& costs = i < plan->wide_begin ? narrow : wide;
+    us[i] = num_units(item) * costs.whole_us(num_steps(item)) + (item.split_tile >= 0 ? costs.split_us : 0);
   }
 }
 

@@ -3,8 +3,8 @@
 /// What the parts of the planner hand to each other. Three steps, each a function of the one before:
 ///
 ///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide
-///   schedule   planner_narrow.cpp and planner_wide.cpp give (tile, kv heads, keys) to CTAs,
-///              with the line of planner_line.h
+///   schedule   planner_narrow.cpp gives (tile, kv heads, keys) to CTAs, planner_wide.cpp puts them into
+///              the queue, both with the line of planner_line.h
 ///   plan       planner.cpp writes the schedule down in the layout of plan_format.h
 ///
 /// All vectors live in one scratch object per thread and keep their capacity: no allocation after the first
@@ -46,23 +46,22 @@ inline int32_t num_units(const WorkItem& item) {
 
 enum class Kind { kNarrow, kWide };
 
-/// An item and the CTA that runs it.
-struct AssignedItem {
+/// A wide item and what it costs.
+struct WideItem {
   WorkItem item;
-  int32_t cta;
+  double us;
 };
 
-/// What one CTA has been given so far.
+/// What one CTA has been given so far, the wide items as it is predicted to take them.
 struct CtaLoad {
   int32_t num_narrow_items = 0;
-  int32_t num_wide_items = 0;
   double us = 0;
 };
 
 struct Schedule {
   std::vector<CtaLoad> ctas;
   std::vector<WorkItem> narrow_items;  ///< of CTA 0, then of CTA 1, ...
-  std::vector<AssignedItem> wide_items;
+  std::vector<WideItem> wide_items;    ///< in the order in which CTAs take them
   std::vector<SplitTile> split_tiles;
   int32_t num_partial_rows = 0;
   int32_t num_narrow_ctas = 0;
@@ -99,8 +98,8 @@ struct WideScratch {
   std::vector<CtaLoad> narrow_loads;
 };
 
-/// Longest first onto the least loaded CTA, on top of the narrow schedule; splits units where that does not
-/// balance. `wide_us`: total_wide_us of the tiles.
+/// Longest first into the queue, from which the CTA that is done first takes the next; splits units where
+/// that does not balance. `wide_us`: total_wide_us of the tiles.
 void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule);
 

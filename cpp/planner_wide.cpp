@@ -1,6 +1,6 @@
-/// The wide kind: compute-bound units, longest first from a min-heap of CTA loads that starts with the narrow
-/// work. Splits cost partials and a merge, so they are made only where whole units do not balance; then the
-/// line is cut.
+/// The wide kind: compute-bound units in one queue, longest first. A min-heap of CTA loads, which starts with
+/// the narrow work, predicts who takes what. Splits cost partials and a merge, so they are made only where
+/// whole units do not balance; then the line is cut.
 
 #include <algorithm>
 #include <cmath>
@@ -86,6 +86,18 @@ void assign_longest_first(const std::vector<Tile>& tiles, const UnitCosts& costs
   }
 }
 
+/// What was cut for certain CTAs, into the queue: longest first, and the loads that come of it.
+void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
+  std::stable_sort(schedule.wide_items.begin(), schedule.wide_items.end(),
+                   [](const WideItem& a, const WideItem& b) { return a.us > b.us; });
+  schedule.ctas = scratch.narrow_loads;
+  LoadHeap heap(schedule.ctas, scratch.heap);
+  for (const WideItem& item : schedule.wide_items) {
+    schedule.ctas[heap.least_loaded()].us += item.us;
+    heap.add(item.us);
+  }
+}
+
 double makespan_us(const Schedule& schedule) {
   double most_us = 0;
   for (const CtaLoad& load : schedule.ctas) most_us = std::max(most_us, load.us);
@@ -129,6 +141,7 @@ void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostMod
   if (whole_makespan_us <= kTolerance * mean_us(schedule)) return;
   start_again();
   cut_line(tiles, sum_work(tiles), costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
+  queue_longest_first(scratch, schedule);
   if (makespan_us(schedule) < whole_makespan_us) return;
   start_again();
   assign_longest_first(tiles, costs, wide_us, scratch, schedule);

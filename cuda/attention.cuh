@@ -1,7 +1,7 @@
 #pragma once
 
-/// The persistent kernel: one launch, at most one CTA per SM, each walking the work list that the planner
-/// wrote for it (onewave/plan_format.h), narrow items first, then wide ones.
+/// The persistent kernel: one launch, at most one CTA per SM. Each walks the list of narrow items that the
+/// planner wrote for it, and then takes wide ones from a queue (onewave/plan_format.h, queue.cuh).
 ///
 ///   warpgroup 0      producer: page ids -> Q, K and V into shared memory    load.cuh, producer.cuh
 ///   warpgroups 1, 2  narrow items: 8 warps, 16 rows of K and V each         narrow.cuh, join.cuh
@@ -32,24 +32,24 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
   if (!kGather && threadIdx.x == 0 && params.num_pages > 0)
-    prefetch_tensor_maps(params, cta.narrow_begin < cta.wide_begin);
-  produce<Kind::kNarrow>(params, work, cta.narrow_begin, cta.wide_begin, storage.narrow.tiles, nullptr,
-                         storage.narrow_rings, narrow_rows_shift);
-  ptx::mbarrier_wait(&storage.narrow_done, 0);
-  produce<Kind::kWide>(params, work, cta.wide_begin, cta.end, storage.wide.tiles, storage.wide.items,
-                       storage.wide_rings, [](int) { return kWideRowsShift; });
+    prefetch_tensor_maps(params, cta.narrow_begin < cta.narrow_end);
+  produce(params, work, NarrowItems{work}, storage.narrow.tiles, nullptr, storage.narrow_rings,
+          narrow_rows_shift);
+  if (!has_wide_items(work)) return;
+  produce(params, work, WideItems{params, work, storage}, storage.wide.tiles, storage.wide.items,
+          storage.wide_rings, [](int) { return kWideRowsShift; });
 }
 
 __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
   KindPositions at;
-  for (HeadCursor cursor(work, cta.narrow_begin, cta.wide_begin); cursor.valid(); cursor.advance())
+  for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
     consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
+  if (!has_wide_items(work)) return;
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
   arrive_warp(&storage.narrow_done);
-  if (cta.wide_begin < cta.end)
-    WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.is_last_arrival);
+  WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.is_last_arrival);
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {
@@ -57,6 +57,7 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();
+    storage.wide_items.init();
     ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps * kArrivingLanes);
     ptx::fence_mbarrier_init();
   }

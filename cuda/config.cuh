@@ -53,8 +53,8 @@ inline constexpr int kArrivingLanes = 1;
 
 /// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
 /// setmaxnreg waits for ever.
-inline constexpr int kProducerRegisters = kGather ? 56 : 40;
-inline constexpr int kConsumerRegisters = kGather ? 224 : 232;
+inline constexpr int kProducerRegisters = kGather ? 72 : 40;
+inline constexpr int kConsumerRegisters = kGather ? 216 : 232;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-/// The producer warpgroup walks the same list as the consumers, in streams that run on over item boundaries,
+/// The producer warpgroup walks the same items as the consumers, in streams that run on over item boundaries,
 /// so that the rings stay full:
 ///
 ///   queries   the query tile of every (item, kv heads of a step)
@@ -10,6 +10,7 @@
 /// all four warps do everything.
 
 #include "load.cuh"
+#include "queue.cuh"
 
 #include <type_traits>
 
@@ -27,12 +28,45 @@ struct KvTile {
   typename Loader::Rows rows;
 };
 
-/// All tiles of keys of a list, one after another.
-template <Kind kKind, class Loader>
+/// Where the narrow items come from: the CTA's list.
+struct NarrowItems {
+  static constexpr Kind kKind = Kind::kNarrow;
+  using Cursor = HeadCursor;
+
+  const Work& work;
+
+  __device__ __forceinline__ NoQueue queue() const { return {}; }
+  __device__ __forceinline__ NoQueue draw_request() const { return {}; }
+  __device__ __forceinline__ HeadCursor cursor() const {
+    return {work, work.cta.narrow_begin, work.cta.narrow_end};
+  }
+};
+
+/// Where the wide items come from.
+struct WideItems {
+  static constexpr Kind kKind = Kind::kWide;
+  using Cursor = WideCursor;
+
+  const KernelParams& params;
+  const Work& work;
+  SharedStorage& storage;
+
+  __device__ __forceinline__ ItemQueue queue() const { return {params, work, storage.wide_items}; }
+  __device__ __forceinline__ DrawRequest draw_request() const { return {work, storage.wide_items}; }
+  /// When the first item is there and the stages are free.
+  __device__ __forceinline__ WideCursor cursor() const {
+    ptx::mbarrier_wait(&storage.narrow_done, 0);
+    return WideCursor(storage.wide_items);
+  }
+};
+
+/// All tiles of keys, one after another. `queue` is told when an item comes to its end.
+template <class Items, class Loader, class Queue>
 class KvTileStream {
  public:
-  __device__ __forceinline__ KvTileStream(const Loader& loader, const HeadCursor& cursor)
-      : loader_(loader), cursor_(cursor) {
+  __device__ __forceinline__ KvTileStream(const Loader& loader, const typename Items::Cursor& cursor,
+                                          Queue& queue)
+      : loader_(loader), cursor_(cursor), queue_(queue) {
     enter();
   }
 
@@ -40,9 +74,15 @@ class KvTileStream {
   __device__ __forceinline__ KvTile<Loader> next() {
     if (!cursor_.valid()) return {};
     const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
+    if constexpr (Items::kKind == Kind::kWide) {
+      if (is_near_end()) queue_.near_end();
+    }
     tile_begin_ -= kTileKv >> keys_.step_heads_shift;
     is_first_ = false;
     if (tile_begin_ < keys_.begin) {
+      if constexpr (Items::kKind == Kind::kWide) {
+        if (cursor_.is_last_head()) queue_.end(cursor_.item_idx());
+      }
       cursor_.advance();
       enter();
     }
@@ -50,30 +90,42 @@ class KvTileStream {
   }
 
  private:
+  /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
+  /// one to have time for it.
+  __device__ __forceinline__ bool is_near_end() const {
+    constexpr int kKeysAhead = 2 * kTileKv;
+    const int keys_left = tile_begin_ - keys_.begin;
+    return (keys_left == kKeysAhead || (is_first_ && keys_left < kKeysAhead)) && cursor_.is_last_head();
+  }
+
   __device__ __forceinline__ void enter() {
-    cursor_.skip_keyless();
+    if constexpr (Items::kKind == Kind::kNarrow) cursor_.skip_keyless();
     if (!cursor_.valid()) return;
     const WorkItem& item = cursor_.item();
-    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<kKind>(item)};
+    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
     tile_begin_ = last_tile_begin(item, keys_.step_heads_shift);
     is_first_ = true;
   }
 
   const Loader& loader_;
-  HeadCursor cursor_;
+  typename Items::Cursor cursor_;
+  Queue& queue_;
   KeyRange keys_;
   int tile_begin_;
   bool is_first_;
 };
 
-/// Loads the query tile of one (item, kv head) after another, and writes its record to `items`, where there
-/// are any. `rows_shift(num_rows)`: log2 of the rows of it that the consumers read, for each kv head.
-template <Kind kKind, class KindTiles, class RowsShift>
+/// Loads the query tile of one (item, kv heads of a step) after another, and writes its record to `items`,
+/// where there are any. `rows_shift(num_rows)`: log2 of the rows of it that the consumers read, for each kv
+/// head.
+template <class Items, class KindTiles, class RowsShift>
 class QueryStream {
+  static constexpr Kind kKind = Items::kKind;
+
  public:
   __device__ __forceinline__ QueryStream(const KernelParams& params, const Work& work,
-                                         const HeadCursor& cursor, KindTiles& tiles, HeadItem* items,
-                                         KindRings& rings, const RowsShift& rows_shift)
+                                         const typename Items::Cursor& cursor, KindTiles& tiles,
+                                         HeadItem* items, KindRings& rings, const RowsShift& rows_shift)
       : params_(params),
         work_(work),
         cursor_(cursor),
@@ -81,12 +133,31 @@ class QueryStream {
         items_(items),
         rings_(rings),
         rows_shift_(rows_shift) {
-    cursor_.skip_keyless();
+    skip_keyless();
   }
 
   __device__ __forceinline__ bool valid() const { return cursor_.valid(); }
+  __device__ __forceinline__ const typename Items::Cursor& cursor() const { return cursor_; }
 
-  __device__ __forceinline__ void load_next() {
+  /// For consumers who read records of items: there are no more.
+  __device__ __forceinline__ void end() {
+    if constexpr (kKind == Kind::kWide) {
+      rings_.q.wait_empty(at_);
+      if (threadIdx.x % kQueryLoaderThreads == 0) {
+        items_[at_.count % kHeadItems].valid = false;
+        ptx::mbarrier_arrive(&rings_.q.full[at_.stage()]);
+      }
+      ptx::mbarrier_arrive(&rings_.q.full[at_.stage()]);
+    }
+  }
+
+  /// Not before the next tile is wanted: which one it is may not be known yet.
+  __device__ __forceinline__ void advance() {
+    cursor_.advance();
+    skip_keyless();
+  }
+
+  __device__ __forceinline__ void load() {
     const WorkItem& item = cursor_.item();
     const int kv_head = cursor_.kv_head();
     const int thread = threadIdx.x % kQueryLoaderThreads;
@@ -94,19 +165,21 @@ class QueryStream {
     rings_.q.wait_empty(at_);
     load_queries<kKind>(params_, item, rows, kv_head, rows_shift_(item.num_rows), thread,
                         tiles_.q[at_.stage()], &rings_.q.full[at_.stage()]);
-    cursor_.advance();
-    cursor_.skip_keyless();
     if (thread == 0) {
-      if (items_ != nullptr) items_[at_.count % kHeadItems] = {item, rows, kv_head, cursor_.valid()};
+      if constexpr (kKind == Kind::kWide) items_[at_.count % kHeadItems] = {true, item, rows, kv_head};
       ptx::mbarrier_arrive(&rings_.q.full[at_.stage()]);
     }
     at_.advance();
   }
 
  private:
+  __device__ __forceinline__ void skip_keyless() {
+    if constexpr (kKind == Kind::kNarrow) cursor_.skip_keyless();
+  }
+
   const KernelParams& params_;
   const Work& work_;
-  HeadCursor cursor_;
+  typename Items::Cursor cursor_;
   KindTiles& tiles_;
   HeadItem* items_;
   KindRings& rings_;
@@ -115,17 +188,21 @@ class QueryStream {
 };
 
 /// The gathering cubins: all producer threads load Q, K and V, K one tile ahead of V.
-template <Kind kKind, class Loader, class KindTiles, class Queries>
-__device__ __forceinline__ void load_together(const Loader& loader, const HeadCursor& cursor,
-                                              KindTiles& tiles, KindRings& rings, Queries& queries) {
+template <class Items, class Loader, class Queue, class KindTiles, class Queries>
+__device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
+                                              Queue& queue, KindTiles& tiles, KindRings& rings,
+                                              Queries& queries) {
   RingPosition<kNumStages> at_k, at_v;
   const auto load_k = [&](const KvTile<Loader>& tile) {
-    if (tile.is_first) queries.load_next();
+    if (tile.is_first) {
+      if (at_k.count > 0) queries.advance();
+      queries.load();
+    }
     rings.k.wait_empty(at_k);
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
-  KvTileStream<kKind, Loader> stream(loader, cursor);
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   KvTile<Loader> tile = stream.next();
   KvTile<Loader> next_tile = stream.next();
   if (tile.valid) load_k(tile);
@@ -141,11 +218,11 @@ __device__ __forceinline__ void load_together(const Loader& loader, const HeadCu
 }
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
-template <Kind kKind, class Loader, class Load>
-__device__ __forceinline__ void load_tiles(const Loader& loader, const HeadCursor& cursor,
-                                           Ring<kNumStages>& ring, Load&& load) {
+template <class Items, class Loader, class Queue, class Load>
+__device__ __forceinline__ void load_tiles(const Loader& loader, const typename Items::Cursor& cursor,
+                                           Queue& queue, Ring<kNumStages>& ring, Load&& load) {
   RingPosition<kNumStages> at;
-  KvTileStream<kKind, Loader> stream(loader, cursor);
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   KvTile<Loader> tile = stream.next();
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
@@ -156,28 +233,44 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const HeadCurso
   }
 }
 
-/// The items [begin, end).
-template <Kind kKind, class KindTiles, class RowsShift>
-__device__ __forceinline__ void produce(const KernelParams& params, const Work& work, int begin, int end,
+/// All items of one kind.
+template <class Items, class KindTiles, class RowsShift>
+__device__ __forceinline__ void produce(const KernelParams& params, const Work& work, const Items& source,
                                         KindTiles& tiles, HeadItem* items, KindRings& rings,
                                         const RowsShift& rows_shift) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-  const HeadCursor cursor(work, begin, end);
-  using Loader = KvLoader<kKind>;
+  using Loader = KvLoader<Items::kKind>;
+  using Queries = QueryStream<Items, KindTiles, RowsShift>;
   const Loader loader(params, work.header);
-  QueryStream<kKind, KindTiles, RowsShift> queries(params, work, cursor, tiles, items, rings, rows_shift);
   if constexpr (kGather) {
-    load_together<kKind>(loader, cursor, tiles, rings, queries);
+    auto queue = source.queue();
+    queue.begin();
+    const auto cursor = source.cursor();
+    Queries queries(params, work, cursor, tiles, items, rings, rows_shift);
+    load_together<Items>(loader, cursor, queue, tiles, rings, queries);
+    queries.end();
   } else if (warp == 0) {
-    load_tiles<kKind>(loader, cursor, rings.k, [&](const KvTile<Loader>& tile, int stage) {
+    auto request = source.draw_request();
+    request.begin();
+    load_tiles<Items>(loader, source.cursor(), request, rings.k, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
     });
   } else if (warp == 1) {
-    load_tiles<kKind>(loader, cursor, rings.v, [&](const KvTile<Loader>& tile, int stage) {
+    NoQueue queue;
+    load_tiles<Items>(loader, source.cursor(), queue, rings.v, [&](const KvTile<Loader>& tile, int stage) {
       loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
     });
   } else {
-    while (queries.valid()) queries.load_next();
+    auto queue = source.queue();
+    queue.serve_begin();
+    Queries queries(params, work, source.cursor(), tiles, items, rings, rows_shift);
+    for (; queries.valid(); queries.advance()) {
+      queries.load();
+      if constexpr (Items::kKind == Kind::kWide) {
+        if (queries.cursor().is_last_head()) queue.serve_end(queries.cursor().item_idx());
+      }
+    }
+    queries.end();
   }
 }
 

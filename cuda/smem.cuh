@@ -10,6 +10,7 @@
 
 #include "config.cuh"
 #include "pipeline.cuh"
+#include "queue.cuh"
 #include "work.cuh"
 
 namespace onewave {
@@ -58,6 +59,7 @@ struct SharedStorage {
   };
   KindRings wide_rings;
   KindRings narrow_rings;
+  ItemSlots wide_items;
   uint64_t narrow_done;
   int32_t is_last_arrival;
 };

@@ -44,8 +44,9 @@ class WideConsumer {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
   }
 
-  /// All items of the list: one or more, and all have keys.
+  /// All items that the queue gives this CTA; all have keys.
   __device__ __forceinline__ void run(int32_t& is_last_arrival) {
+    if (!wait_item()) return;
     if (warpgroup_ == 1) pass_turn();
     float scores[kWideScores];
     wait_first_scores();
@@ -53,21 +54,26 @@ class WideConsumer {
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(scores);
     rings_.k.release(at_.k);
-    bool has_next;
     do {
-      const HeadItem& tile = storage_.items[at_.q.count % kHeadItems];
-      has_next = tile.has_next;
+      const HeadItem& tile = item();
       attend(tile, scores);
       finish_split(params_, work_, tile.item, tile.rows, tile.kv_head, threadIdx.x - kWarpgroupThreads,
                    is_last_arrival);
-    } while (has_next);
+    } while (has_next_);
     if (warpgroup_ == 0) take_turn();
   }
 
  private:
-  /// Until Q and the last tile of K of an item are there.
-  __device__ __forceinline__ void wait_first_scores() {
+  __device__ __forceinline__ const HeadItem& item() const { return storage_.items[at_.q.count % kHeadItems]; }
+
+  /// Until an item and its Q are there; false behind the last.
+  __device__ __forceinline__ bool wait_item() {
     rings_.q.wait_full(at_.q);
+    return item().valid;
+  }
+
+  /// Until also its last tile of K is there.
+  __device__ __forceinline__ void wait_first_scores() {
     ptx::fence_proxy_async();
     rings_.k.wait_full(at_.k);
   }
@@ -89,7 +95,7 @@ class WideConsumer {
     float maxima[2];
     take_maxima(scores, maxima);
     raise_references(maxima, rows, factors);
-    wait_next_scores(false, tile_begin <= kv_begin, tile.has_next);
+    wait_next_scores(false, tile_begin <= kv_begin);
     multiply(scores, rows, out, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kTileKv;
@@ -98,7 +104,7 @@ class WideConsumer {
       take_maxima(scores, maxima);
       const bool rise = exceed_references(maxima, rows);
       if (rise) raise_references(maxima, rows, factors);
-      wait_next_scores(has_next_keys, tile_begin <= kv_begin, tile.has_next);
+      wait_next_scores(has_next_keys, tile_begin <= kv_begin);
       ptx::wgmma_wait_group<0>();
       ptx::fence_registers(out);
       rings_.v.release(at_.v);
@@ -114,13 +120,14 @@ class WideConsumer {
 
   /// Until the operands of the scores after these are there. After the last there are none, and their stage
   /// is released all the same: not before its last use, for which no producer waits any more.
-  __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile, bool has_next) {
+  __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile) {
     if (!is_last_tile) {
       rings_.k.wait_full_unless(has_keys, at_.k);
       return;
     }
     rings_.q.release(at_.q);
-    if (has_next) {
+    has_next_ = wait_item();
+    if (has_next_) {
       wait_first_scores();
     } else {
       rings_.k.wait_empty(at_.k);
@@ -353,6 +360,7 @@ class WideConsumer {
   const int thread_;     ///< in the warpgroup
   const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
   int first_row_;        ///< of this thread, in the tile
+  bool has_next_;        ///< another kv head or item after this; known from an item's last tile on
   KindPositions at_;
 };
 

@@ -29,12 +29,18 @@ struct Work {
 __device__ __forceinline__ bool has_work(const void* plan) {
   const PlanHeader* header = static_cast<const PlanHeader*>(plan);
   const CtaRecord cta = plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x];  // beside the header
-  return static_cast<int>(blockIdx.x) < header->num_ctas && cta.narrow_begin < cta.end;
+  return static_cast<int>(blockIdx.x) < header->num_ctas &&
+         (cta.narrow_begin < cta.narrow_end || cta.first_item >= 0);
 }
 
 /// Of an item that is a part of one.
 __device__ __forceinline__ const SplitTile& split_tile(const Work& work, const WorkItem& item) {
   return plan_section<SplitTile>(work.header, work.header->split_tiles_offset)[item.split_tile];
+}
+
+/// Wide items, which a CTA takes when its narrow ones are done.
+__device__ __forceinline__ bool has_wide_items(const Work& work) {
+  return work.header->wide_begin < work.header->num_items;
 }
 
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
@@ -136,10 +142,10 @@ class PackedRows {
 
 /// One kv head of an item, as the consumers read it from shared memory.
 struct HeadItem {
+  bool valid;  ///< false behind the last
   WorkItem item;
   PackedRows rows;
   int kv_head;
-  bool has_next;
 };
 
 }  // namespace onewave

@@ -174,17 +174,27 @@ def planned(seed: int) -> tuple[onewave.BatchAttention, DenseBatch, Paged]:
 def test_each_item_is_the_only_source_of_its_output(
     planned: tuple[onewave.BatchAttention, DenseBatch, Paged],
 ) -> None:
-    """The last item of any CTA, taken from its list, leaves rows of the poisoned output as they were."""
+    """The last narrow item of any CTA, and the last wide one, taken away, leave rows of the poisoned output as they
+    were."""
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     check_outputs(run_with(attention, whole, batch, paged), batch, True)
-    for cta in range(len(Plan(whole).ctas)):
-        shortened = Plan(whole)
-        record = shortened.ctas[cta]
-        assert record["end"] > record["narrow_begin"], "the planner leaves no CTA without work here"
-        record["end"] -= 1
+
+    def check_hole(shortened: Plan, missing: str) -> None:
         out = run_with(attention, shortened.to_bytes(), batch, paged).out
-        assert bool(out[: batch.total_qo_len].isnan().any()), f"CTA {cta} wrote without its last item"
+        assert bool(out[: batch.total_qo_len].isnan().any()), f"written without {missing}"
+
+    num_narrow = 0
+    for cta, record in enumerate(Plan(whole).ctas):
+        if record["narrow_begin"] < record["narrow_end"]:
+            shortened = Plan(whole)
+            shortened.ctas[cta]["narrow_end"] -= 1
+            check_hole(shortened, f"the last narrow item of CTA {cta}")
+            num_narrow += 1
+    assert num_narrow > 0 and len(Plan(whole).wide_items) > 0
+    shortened = Plan(whole)
+    shortened.header["num_items"] -= 1
+    check_hole(shortened, "the last wide item")
 
 
 def test_each_merge_record_is_needed(planned: tuple[onewave.BatchAttention, DenseBatch, Paged]) -> None:
@@ -206,7 +216,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 2")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 3")):
         altered = Plan(whole)
         altered.header[field] = 7
         no_plans.append((altered.to_bytes(), message))

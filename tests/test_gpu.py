@@ -109,6 +109,17 @@ def check_batch(
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_a_long_queue(page_size: int, head_dim: int, seed: int) -> None:
+    """More wide items, of a tile of keys each, than a CTA has slots for; the second run finds the counter at 0."""
+    lens = [Lens(100, 70, 20), Lens(130, 9, 3), Lens(900, 1, 2)]
+    for num_ctas in (1, 2, 5):
+        check_batch(
+            DenseBatch(lens, Heads(2, 4, head_dim), torch.bfloat16, seed), page_size, True, "NHD", num_ctas
+        )
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("page_size", [1, 8, 12, 16, 64, 256])
 def test_kv_heads_that_go_together(page_size: int, head_dim: int, seed: int) -> None:
     """Every number of kv heads of a step, with 8, 16 and 32 padded rows, whole items and split ones."""

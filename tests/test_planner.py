@@ -100,7 +100,7 @@ def streamed_keys(plan: Plan) -> np.ndarray:
     """Of each CTA: keys times kv heads, which is what a memory-bound batch pays for."""
     items = plan.items
     keys = (items["kv_end"] - items["kv_begin"]) * (items["kv_head_end"] - items["kv_head_begin"])
-    return np.array([keys[cta["narrow_begin"] : cta["end"]].sum() for cta in plan.ctas])
+    return np.array([keys[cta["narrow_begin"] : cta["narrow_end"]].sum() for cta in plan.ctas])
 
 
 @pytest.mark.parametrize("num_requests", [20, 32, 33, 34, 40, 48, 64, 67, 100, 128])
@@ -128,22 +128,20 @@ def test_predicted_makespan_is_near_the_mean(requests: list[tuple[int, int]]) ->
 
 def test_narrow_work_leaves_sms_to_wide_work() -> None:
     plan = Batch([(8192, 1)] * 64 + [(8192, 8192)]).plan()
-    has_narrow = plan.ctas["wide_begin"] > plan.ctas["narrow_begin"]
+    has_narrow = plan.ctas["narrow_end"] > plan.ctas["narrow_begin"]
     assert 0 < has_narrow.sum() < 132
 
 
 def test_whole_wide_items_run_longest_first() -> None:
     plan = Batch([(8192, 8192), (2000, 500)]).plan()
     assert len(plan.split_tiles) == 0
-    for cta in plan.ctas:
-        wide = plan.items[cta["wide_begin"] : cta["end"]]
-        assert (np.diff(-(-wide["kv_end"] // 128)) <= 0).all()
+    assert (np.diff(-(-plan.wide_items["kv_end"] // 128)) <= 0).all()
 
 
 def test_empty_batch_has_no_items() -> None:
     plan = Batch([]).plan()
     assert len(plan.items) == 0
-    assert (plan.ctas["end"] == 0).all()
+    assert (plan.ctas["narrow_end"] == 0).all() and (plan.ctas["first_item"] == -1).all()
 
 
 def test_header_repeats_the_batch() -> None:

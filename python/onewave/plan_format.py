@@ -54,37 +54,40 @@ class Plan:
         self._bytes: np.ndarray = numpy.frombuffer(data, dtype=numpy.uint8).copy()
         self.header = self._bytes[: dtypes["PlanHeader"].itemsize].view(dtypes["PlanHeader"])[0]
 
-        def section(dtype: np.dtype, offset_field: str, count_field: str) -> np.ndarray:
+        def section(dtype: np.dtype, offset_field: str, count: str | int) -> np.ndarray:
             offset = int(self.header[offset_field])
-            size = int(self.header[count_field]) * dtype.itemsize
+            size = int(self.header[count] if isinstance(count, str) else count) * dtype.itemsize
             return self._bytes[offset : offset + size].view(dtype)
 
         self.ctas = section(dtypes["CtaRecord"], "ctas_offset", "num_ctas")
         self.items = section(dtypes["WorkItem"], "items_offset", "num_items")
         self.split_tiles = section(dtypes["SplitTile"], "split_tiles_offset", "num_split_tiles")
-        self.counters = section(numpy.dtype("<u4"), "counters_offset", "num_split_tiles")
+        self.counters = section(
+            numpy.dtype("<u4"), "counters_offset", 1 + int(self.header["num_split_tiles"])
+        )
 
     def to_bytes(self) -> bytes:
         return self._bytes.tobytes()
 
-    def items_of(self, cta: int) -> np.ndarray:
-        """The items of one CTA in the order it runs them: narrow ones, then wide ones."""
-        items: np.ndarray = self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["end"]]
+    def narrow_items_of(self, cta: int) -> np.ndarray:
+        """The narrow items of one CTA in the order it runs them."""
+        items: np.ndarray = self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["narrow_end"]]
+        return items
+
+    @property
+    def wide_items(self) -> np.ndarray:
+        """In the order in which CTAs take them."""
+        items: np.ndarray = self.items[self.header["wide_begin"] :]
         return items
 
     def summary(self) -> dict[str, int | float]:
         """What the planner decided, in numbers: counts, and predicted times in microseconds."""
-        num_items = self.ctas["end"] - self.ctas["narrow_begin"]
-        num_narrow = int((self.ctas["wide_begin"] - self.ctas["narrow_begin"]).sum())
         makespan_us = float(self.ctas["predicted_us"].max())
         mean_us = float(self.ctas["predicted_us"].mean(dtype=float))
         return {
             "num_ctas": len(self.ctas),
-            "num_narrow_items": num_narrow,
-            "num_wide_items": len(self.items) - num_narrow,
-            "min_items_per_cta": int(num_items.min()),
-            "max_items_per_cta": int(num_items.max()),
-            "mean_items_per_cta": float(num_items.mean()),
+            "num_narrow_items": int(self.header["wide_begin"]),
+            "num_wide_items": len(self.wide_items),
             "num_split_tiles": len(self.split_tiles),
             "num_splits": int(self.split_tiles["num_splits"].sum()),
             "predicted_makespan_us": makespan_us,

@@ -8,23 +8,24 @@ import torch
 from dense_batch import DenseBatch, Heads, Lens
 from gpu_checks import Outputs, make_attention, plan
 
-# On NUM_CTAS CTAs the first and the last are split; an instrumented kernel is slow, so no more than needed.
+# On 24 CTAs the first and the last are split, on 2 there are more wide items than a CTA has slots for; an instrumented
+# kernel is slow, so no more than needed.
 LENS = [Lens(1500, 1, 2), Lens(300, 3), Lens(260, 150), Lens(0, 2), Lens(1200, 40)]
-NUM_CTAS = 24
+NUMS_CTAS = (24, 2)
 
 
 def main() -> None:
     for head_dim, page_size, dtype in itertools.product((64, 128), (1, 16), (torch.bfloat16, torch.float16)):
         batch = DenseBatch(LENS, Heads(2, 4, head_dim), dtype, seed=head_dim + page_size)
         paged = batch.paged(page_size)
-        attention = make_attention(batch, num_ctas=NUM_CTAS)
         outputs = Outputs(batch)
-        for causal in (False, True):
+        for num_ctas, causal in itertools.product(NUMS_CTAS, (False, True)):
+            attention = make_attention(batch, num_ctas=num_ctas)
             plan(attention, batch, paged, page_size, causal)
             outputs.poison()
             attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
             outputs.check(batch.expected(causal))
-            print(f"{head_dim=} {page_size=} {dtype} {causal=}: right", flush=True)
+            print(f"{head_dim=} {page_size=} {dtype} {num_ctas=} {causal=}: right", flush=True)
 
 
 if __name__ == "__main__":

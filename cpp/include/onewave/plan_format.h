@@ -5,7 +5,7 @@
 /// from it (onewave.plan_format).
 ///
 ///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
-///   | uint32 counters[num_split_tiles]
+///   | uint32 counters[num_split_tiles + 1]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -18,7 +18,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 2;
+inline constexpr uint32_t kPlanVersion = 3;
 
 /// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -40,6 +40,7 @@ struct PlanHeader {
   uint32_t num_bytes;  ///< bytes in use, counters included: what plan() uploads
   int32_t num_ctas;    ///< CTAs beyond it return at once
   int32_t num_items;
+  int32_t wide_begin;  ///< items [wide_begin, num_items) are wide, in the order in which CTAs take them
   int32_t num_split_tiles;
   int32_t num_partial_rows;  ///< rows of partial_out and partial_lse in use
   uint32_t ctas_offset;      ///< kCtasOffset
@@ -48,6 +49,9 @@ struct PlanHeader {
   uint32_t counters_offset;
   int32_t
       num_narrow_ctas;  ///< for which the narrow items were cut; their costs are of as many reading at once
+  int32_t num_first_items;  ///< wide items that are some CTA's first_item
+  uint32_t
+      num_draws;  ///< of the queue's counter in a launch: the other wide items, and an empty one by every CTA
   uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
                         ///< kernel
   int32_t batch_size;
@@ -60,11 +64,16 @@ struct PlanHeader {
   float sm_scale_log2;  ///< sm_scale * log2(e): scores are exponents of two
 };
 
-/// What one CTA does: its narrow items [narrow_begin, wide_begin), then its wide items [wide_begin, end).
+/// What one CTA does: its narrow items [narrow_begin, narrow_end), then wide ones, until there are no more:
+/// first_item, and then whatever the queue gives it.
+///
+/// The queue: counters[num_split_tiles] counts the items taken beside the first ones. A CTA that draws n from
+/// it takes item wide_begin + num_first_items + n, and is done when that is num_items or more. num_draws
+/// draws later the counter is 0 again (atomicInc wraps it), and so it is when a graph replays.
 struct CtaRecord {
   int32_t narrow_begin;
-  int32_t wide_begin;
-  int32_t end;
+  int32_t narrow_end;
+  int32_t first_item;  ///< -1: none; a CTA that has no narrow items either does nothing
   float predicted_us;
 };
 
@@ -107,9 +116,9 @@ struct SplitTile {
 };
 
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
-inline constexpr uint32_t kCtasOffset = 96;
+inline constexpr uint32_t kCtasOffset = 112;
 
-static_assert(sizeof(PlanHeader) == 88 && sizeof(CtaRecord) == 16);
+static_assert(sizeof(PlanHeader) == 104 && sizeof(CtaRecord) == 16);
 static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 28);
 
 /// First bytes of every section are multiples of this.

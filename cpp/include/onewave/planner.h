@@ -54,8 +54,9 @@ WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape&
 /// naming the argument, before anything is written, when the batch is malformed or beyond the limits.
 const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer);
 
-/// What the planner took each item of a plan of `shape` to cost: microseconds to `us`, num_items of them.
-/// Those of a CTA add up to its predicted_us.
+/// What the planner took each item of a plan of `shape` to cost: microseconds to `us`, num_items of them. A
+/// CTA's predicted_us is the sum over its narrow items and the wide ones that it takes if the predictions
+/// hold.
 void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* us);
 
 }  // namespace onewave

@@ -116,16 +116,12 @@ def _errors(tensors: BatchTensors, out: torch.Tensor, lse: torch.Tensor) -> tupl
 
 def _plan_table(plan: bytes, plan_us: float) -> Table:
     header, ctas = header_of(plan), ctas_of(plan)
-    num_items = [cta["end"] - cta["narrow_begin"] for cta in ctas]
-    num_wide = sum(cta["end"] - cta["wide_begin"] for cta in ctas)
     predicted_us = [cta["predicted_us"] for cta in ctas]
     makespan_us, mean_us = max(predicted_us), statistics.fmean(predicted_us)
     table = Table("", "", title="plan", show_header=False)
     table.add_row("CTAs", f"{len(ctas)}")
-    table.add_row("items", f"{sum(num_items) - num_wide} narrow, {num_wide} wide")
-    table.add_row(
-        "items per CTA", f"{min(num_items)} to {max(num_items)}, {statistics.fmean(num_items):.2f} on average"
-    )
+    num_narrow = header["wide_begin"]
+    table.add_row("items", f"{num_narrow} narrow, {header['num_items'] - num_narrow} wide")
     table.add_row("tiles split over several items", f"{header['num_split_tiles']}")
     table.add_row("predicted makespan", f"{makespan_us:.1f} us")
     table.add_row("predicted makespan over mean", f"{makespan_us / mean_us:.3f}")

@@ -1,6 +1,7 @@
 """A picture of a plan: the items of every CTA over the time that the planner predicts. Needs no GPU."""
 
 import argparse
+import heapq
 import json
 import re
 import statistics
@@ -153,16 +154,26 @@ def plan_workload(workload: Workload) -> tuple[bytes, list[float]]:
 
 
 def _bars(plan: bytes, item_us: list[float]) -> list[Bar]:
-    items = items_of(plan)
+    """Each CTA's narrow items, and the wide ones as the queue gives them out if the predictions hold."""
+    header, items = header_of(plan), items_of(plan)
+
+    def kind(i: int) -> str:
+        name = "narrow" if i < header["wide_begin"] else "wide"
+        return f"{name}, split" if items[i]["split_tile"] >= 0 else name
+
     bars = []
+    ends_us = []
     for index, cta in enumerate(ctas_of(plan)):
-        begin_us = 0.0
-        for i in range(cta["narrow_begin"], cta["end"]):
-            kind = "narrow" if i < cta["wide_begin"] else "wide"
-            if items[i]["split_tile"] >= 0:
-                kind += ", split"
-            bars.append(Bar(index, kind, begin_us, item_us[i]))
-            begin_us += item_us[i]
+        end_us = 0.0
+        for i in range(cta["narrow_begin"], cta["narrow_end"]):
+            bars.append(Bar(index, kind(i), end_us, item_us[i]))
+            end_us += item_us[i]
+        ends_us.append((end_us, index))
+    heapq.heapify(ends_us)
+    for i in range(header["wide_begin"], header["num_items"]):
+        end_us, index = ends_us[0]
+        bars.append(Bar(index, kind(i), end_us, item_us[i]))
+        heapq.heapreplace(ends_us, (end_us + item_us[i], index))
     return bars
 
 
@@ -173,7 +184,7 @@ def _table(plan: bytes, bars: list[Bar]) -> Table:
     mean_us = statistics.fmean(ends_us)
     total_us = sum(bar.us for bar in bars)
     table.add_row(
-        "CTAs", f"{len(ctas)}, {sum(cta['narrow_begin'] < cta['wide_begin'] for cta in ctas)} begin narrow"
+        "CTAs", f"{len(ctas)}, {sum(cta['narrow_begin'] < cta['narrow_end'] for cta in ctas)} begin narrow"
     )
     table.add_row("items", f"{header['num_items']}, {header['num_split_tiles']} tiles are split")
     table.add_row("predicted makespan", f"{max(ends_us):.1f} us")
