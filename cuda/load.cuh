@@ -15,6 +15,15 @@
 
 namespace onewave {
 
+/// Keys of decodes are read once, those of a prompt by many tiles: where a batch has both, the stream of the
+/// former would push the latter out of the L2.
+template <Kind kKind>
+__device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
+  if constexpr (kKind == Kind::kNarrow)
+    return header->wide_begin < header->num_items ? ptx::kEvictFirst : ptx::kEvictNormal;
+  return header->num_narrow_ctas > 0 ? ptx::kEvictLast : ptx::kEvictNormal;
+}
+
 /// The keys of an item, as far as a loader looks at them.
 struct KeyRange {
   int begin;
@@ -37,12 +46,14 @@ struct TmaLoader {
   const int32_t* kv_indices;
   int lane;
   int page_shift;  ///< log2(page_size)
+  uint64_t policy;
 
   __device__ __forceinline__ TmaLoader(const KernelParams& params, const PlanHeader* header)
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         lane(threadIdx.x % 32),
-        page_shift(__ffs(header->page_size) - 1) {}
+        page_shift(__ffs(header->page_size) - 1),
+        policy(kv_cache_policy<kKind>(header)) {}
 
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
     const TmaBox box(params, keys.step_heads_shift);
@@ -65,7 +76,7 @@ struct TmaLoader {
 #pragma unroll
       for (int panel = 0; panel < kNumPanels; ++panel) {
         ptx::tma_load_5d(stage + (panel * kTileKv + (lane << params.box_shift)) * kPanelCols,
-                         &params.k_panel_map, full, 0, rows.token, panel, kv_head, rows.page);
+                         &params.k_panel_map, full, 0, rows.token, panel, kv_head, rows.page, policy);
       }
     }
   }
@@ -85,7 +96,7 @@ struct TmaLoader {
     expect_stage(full);
     if (lane >= kTileKv >> box.rows_shift()) return;
     ptx::tma_load_5d(stage + (lane << box.rows_shift()) * kHeadDim, &map, full, 0, rows.token, 0,
-                     kv_head + (head_box << box.heads_shift), rows.page);
+                     kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {

@@ -8,14 +8,20 @@
 
 namespace onewave::ptx {
 
+/// What the L2 does with the lines of a TMA copy: keeps them as any other, gives them up first, or last. The
+/// values of createpolicy, and CUTLASS's for no policy in particular.
+inline constexpr uint64_t kEvictNormal = 0x1000000000000000;
+inline constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+inline constexpr uint64_t kEvictLast = 0x14f0000000000000;
+
 /// One box of a rank-5 tensor map; coordinates innermost first. Elements outside the tensor arrive as zeros
 /// and count.
 __device__ __forceinline__ void tma_load_5d(void* destination, const void* tensor_map, uint64_t* barrier,
-                                            int c0, int c1, int c2, int c3, int c4) {
+                                            int c0, int c1, int c2, int c3, int c4, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared_address(destination)),
-      "l"(tensor_map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(destination)),
+      "l"(tensor_map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(policy)
       : "memory");
 }
 
@@ -33,7 +39,8 @@ __device__ __forceinline__ void prefetch_global_l1(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address) : "memory");
 }
 
-/// 16 bytes.
+/// 16 bytes. (With an L2 policy ptxas 13.0 makes an illegal instruction of it where the address has a uniform
+/// part.)
 __device__ __forceinline__ void cp_async_16(uint32_t destination, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
 }
