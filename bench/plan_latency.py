@@ -61,9 +61,10 @@ def measure(requests: tuple[Request, ...], device: str, num_runs: int) -> dict[s
     limits = _core.PlanLimits(2048, 65536, 1 << 17, 132)
     core_shape = _core.AttentionShape(*shape[:3], workload.page_size, _core.DType.BFLOAT16)
     addresses = [tensor.data_ptr() for tensor in lens]
+    costs = _core.CostModel(core_shape, _core.calibration_of(""))
 
     def plan_core() -> bytes:
-        return _core.plan_batch(limits, core_shape, True, 0.1, len(requests), *addresses, 0)
+        return _core.plan_batch(limits, core_shape, True, 0.1, len(requests), *addresses, 0, costs)
 
     def plan() -> None:
         attention.plan(qo_indptr, kv_indptr, kv_indices, kv_len_arr, *shape, causal=True)

@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from onewave import _core
 from onewave._cli.plan import plan_workload
 from onewave._cli.records import ctas_of
 from onewave.bench.result import OURS
@@ -23,6 +24,7 @@ def main() -> None:
     )
     parser.add_argument("record", type=Path, help="what `python -m onewave bench --json` wrote")
     record = json.loads(parser.parse_args().record.read_text())
+    calibration = _core.calibration_of(record["machine"]["device"])
     table = Table("workload", title=record["machine"]["device"])
     for heading in ("measured us", "predicted us", "error", "max / mean", "CTAs that begin narrow"):
         table.add_column(heading, justify="right")
@@ -31,7 +33,7 @@ def main() -> None:
         workload = WORKLOADS.get(measured["workload"])
         if workload is None or workload.num_graph_nodes > 0 or "us" not in ours:
             continue
-        ctas = ctas_of(plan_workload(workload)[0])
+        ctas = ctas_of(plan_workload(workload, calibration))
         ends_us = [cta["predicted_us"] for cta in ctas]
         num_narrow = sum(cta["narrow_begin"] < cta["narrow_end"] for cta in ctas)
         table.add_row(

@@ -3,13 +3,17 @@
 /// Python callers.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
+#include <onewave/cost_model.h>
 #include <onewave/device.h>
 #include <onewave/error.h>
 #include <onewave/executor.h>
 #include <onewave/planner.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -60,9 +64,12 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
   };
 }
 
+/// Where the caller gives none.
+CostModel default_costs(const AttentionShape& shape) { return CostModel(shape, calibration_of("")); }
+
 nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& shape, bool causal,
                               float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
-                              uintptr_t kv_len_arr, uintptr_t kv_indices) {
+                              uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs) {
   struct alignas(kPlanAlignment) Block {
     std::byte bytes[kPlanAlignment];
   };
@@ -70,13 +77,20 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
   const BatchSpec batch =
       batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices);
-  return to_bytes(plan_batch(batch, limits, buffer.get()));
+  if (costs != nullptr) return to_bytes(plan_batch(batch, limits, *costs, buffer.get()));
+  return to_bytes(plan_batch(batch, limits, default_costs(shape), buffer.get()));
 }
 
-std::vector<double> predict_item_bytes(const AttentionShape& shape, const nb::bytes& plan) {
+std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionShape& shape, int32_t batch_size,
+                                       uintptr_t qo_indptr, const CostModel* costs) {
   const PlanHeader* header = plan_header(plan);
+  if (header->batch_size != batch_size) {
+    throw InvalidArgument("plan: it is of " + std::to_string(header->batch_size) + " requests, not of " +
+                          std::to_string(batch_size));
+  }
   std::vector<double> us(header->num_items);
-  predict_items(header, shape, us.data());
+  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0);
+  predict_items(header, batch, costs != nullptr ? *costs : default_costs(shape), us.data());
   return us;
 }
 
@@ -88,8 +102,10 @@ void execute_plan_bytes(const nb::bytes& plan, const RunArgs& args, int num_thre
 
 /// A DeviceAttention and the shape that each of its batches must have.
 struct BoundAttention {
-  BoundAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, uintptr_t workspace)
-      : shape(shape), attention(std::in_place, device, limits, shape, pointer<void>(workspace)) {}
+  BoundAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, uintptr_t workspace,
+                 const Calibration* calibration)
+      : shape(shape),
+        attention(std::in_place, device, limits, shape, pointer<void>(workspace), calibration) {}
 
   /// Waits for uploads in flight, and lets other threads go on meanwhile.
   ~BoundAttention() {
@@ -214,9 +230,55 @@ void bind_planner(nb::module_& m) {
       .def_ro("max_partial_rows", &WorkspaceLayout::max_partial_rows);
   m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
   m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
-        "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a);
-  m.def("predict_items", &predict_item_bytes, "shape"_a, "plan"_a);
+        "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none());
+  m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
+        "costs"_a = nb::none());
   m.def("plan_layout", &plan_layout);
+}
+
+void bind_cost_model(nb::module_& m) {
+  nb::class_<MemoryRate>(m, "MemoryRate")
+      .def(
+          "__init__",
+          [](MemoryRate* self, int32_t num_ctas, float gb_per_s) {
+            new (self) MemoryRate{.num_ctas = num_ctas, .gb_per_s = gb_per_s};
+          },
+          "num_ctas"_a, "gb_per_s"_a);
+  nb::class_<KernelRates>(m, "KernelRates")
+      .def(
+          "__init__",
+          [](KernelRates* self, int32_t head_dim, Loader loader, float wide_step_us, float wide_unit_us,
+             float wide_slowdown, float narrow_unit_us,
+             const std::array<float, kNumRowClasses>& narrow_gb_per_s) {
+            new (self) KernelRates{.head_dim = head_dim,
+                                   .loader = loader,
+                                   .wide_step_us = wide_step_us,
+                                   .wide_unit_us = wide_unit_us,
+                                   .wide_slowdown = wide_slowdown,
+                                   .narrow_unit_us = narrow_unit_us,
+                                   .narrow_gb_per_s = narrow_gb_per_s};
+          },
+          "head_dim"_a, "loader"_a, "wide_step_us"_a, "wide_unit_us"_a, "wide_slowdown"_a, "narrow_unit_us"_a,
+          "narrow_gb_per_s"_a);
+  nb::class_<Calibration>(m, "Calibration")
+      .def(
+          "__init__",
+          [](Calibration* self, std::string gpu, float launch_us, float split_us, float partial_gb_per_s,
+             std::vector<MemoryRate> memory, std::vector<KernelRates> kernels) {
+            new (self) Calibration{.gpu = std::move(gpu),
+                                   .launch_us = launch_us,
+                                   .split_us = split_us,
+                                   .partial_gb_per_s = partial_gb_per_s,
+                                   .memory = std::move(memory),
+                                   .kernels = std::move(kernels)};
+          },
+          "gpu"_a, "launch_us"_a, "split_us"_a, "partial_gb_per_s"_a, "memory"_a, "kernels"_a)
+      .def_ro("gpu", &Calibration::gpu);
+  nb::class_<CostModel>(m, "CostModel")
+      .def(nb::init<const AttentionShape&, const Calibration&>(), "shape"_a, "calibration"_a)
+      .def_prop_ro("launch_us", &CostModel::launch_us);
+  m.def("calibrations", &calibrations);
+  m.def("calibration_of", &calibration_of, "gpu"_a);
 }
 
 void bind_executor(nb::module_& m) {
@@ -272,8 +334,8 @@ void bind_device(nb::module_& m) {
   // plan() may wait for a buffer of the ring and run() for room in the launch queue: both let other threads
   // go on.
   nb::class_<BoundAttention>(m, "DeviceAttention")
-      .def(nb::init<int32_t, const PlanLimits&, const AttentionShape&, uintptr_t>(), "device"_a, "limits"_a,
-           "shape"_a, "workspace"_a)
+      .def(nb::init<int32_t, const PlanLimits&, const AttentionShape&, uintptr_t, const Calibration*>(),
+           "device"_a, "limits"_a, "shape"_a, "workspace"_a, "calibration"_a = nb::none())
       .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
            "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a)
@@ -287,6 +349,7 @@ NB_MODULE(_core, m) {
   m.attr("version") = ONEWAVE_VERSION;
   nanobind::exception<onewave::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   onewave::bind_enums(m);
+  onewave::bind_cost_model(m);
   onewave::bind_planner(m);
   onewave::bind_executor(m);
   onewave::bind_device(m);

@@ -1,67 +1,93 @@
-#include "cost_model.h"
-
-#include <onewave/plan_format.h>
+#include <onewave/cost_model.h>
+#include <onewave/error.h>
 
 #include <algorithm>
-#include <array>
-#include <bit>
-#include <cstdint>
+#include <cmath>
 #include <iterator>
+#include <string>
 
 namespace onewave {
 namespace {
 
-struct BandwidthPoint {
-  int num_ctas;
-  double gb_per_s;
-};
-
-/// Read-only HBM bandwidth against streaming CTAs: contiguous 16 KiB bulk copies, 12 in flight per CTA.
-constexpr BandwidthPoint kBandwidth[] = {{0, 0},     {8, 1270},  {16, 2250}, {33, 3480},  {44, 3950},
-                                         {66, 4130}, {88, 4260}, {99, 4380}, {110, 4500}, {132, 4700}};
-
-double interpolate(int num_ctas) {
-  const auto* above = std::find_if(std::begin(kBandwidth), std::end(kBandwidth),
-                                   [&](const BandwidthPoint& point) { return point.num_ctas >= num_ctas; });
-  if (above == std::end(kBandwidth)) return std::prev(above)->gb_per_s;
-  if (above->num_ctas == num_ctas) return above->gb_per_s;
-  const BandwidthPoint& below = *std::prev(above);
+/// Of bandwidth, linear between the points, constant outside.
+double memory_gb_per_s(const std::vector<MemoryRate>& points, int num_ctas) {
+  const auto above = std::find_if(points.begin(), points.end(),
+                                  [&](const MemoryRate& point) { return point.num_ctas >= num_ctas; });
+  if (above == points.begin()) return above->gb_per_s;
+  if (above == points.end()) return points.back().gb_per_s;
+  const MemoryRate& below = *std::prev(above);
   const double share = static_cast<double>(num_ctas - below.num_ctas) / (above->num_ctas - below.num_ctas);
   return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
 }
 
-/// The curve at every number of CTAs: the planner asks for all of them in every plan.
-double memory_gb_per_s(int num_ctas) {
-  static const std::array<double, kMaxNumCtas + 1> table = [] {
-    std::array<double, kMaxNumCtas + 1> values{};
-    for (int count = 0; count <= kMaxNumCtas; ++count) values[count] = interpolate(count);
-    return values;
-  }();
-  return table[num_ctas];
+/// Microseconds for `bytes` on each of `num_ctas` CTAs of which one alone reads `cta_gb_per_s`. The two
+/// bounds meet in a curve, not a corner: the fourth power fits bench/results/narrow_curve_h100.json within 3
+/// %.
+double read_us(double bytes, double cta_gb_per_s, double memory_gb_per_s, int num_ctas) {
+  const double alone_us = bytes / cta_gb_per_s * 1e-3;
+  const double share_us = bytes * num_ctas / memory_gb_per_s * 1e-3;
+  const double squares[] = {alone_us * alone_us, share_us * share_us};
+  return std::sqrt(std::sqrt(squares[0] * squares[0] + squares[1] * squares[1]));
 }
 
-/// What its loader lets one SM draw: 33 CTAs streaming pages in random order. TMA with a box per page and
-/// 64-column panel pays by the box, so by the page; the gather of everything that TMA does not take (see
-/// choose_loader) pays by the row.
-double cta_gb_per_s(int32_t page_size) {
-  if (page_size < 8 || !std::has_single_bit(static_cast<uint32_t>(page_size))) return 47;
-  if (page_size == 8) return 26;
-  if (page_size == 16) return 42;
-  if (page_size == 32) return 61;
-  return 77;
+const KernelRates& find_kernel(const AttentionShape& shape, const Calibration& calibration) {
+  const Loader loader = choose_loader(shape.page_size);
+  for (const KernelRates& kernel : calibration.kernels) {
+    if (kernel.head_dim == shape.head_dim && kernel.loader == loader) return kernel;
+  }
+  throw InvalidArgument("calibration of " + calibration.gpu + " has no kernel for head_dim " +
+                        std::to_string(shape.head_dim) +
+                        (loader == Loader::kTma ? " that loads by TMA" : " that gathers"));
+}
+
+void check_rates(const Calibration& calibration, const KernelRates& kernel) {
+  bool all_positive = calibration.launch_us >= 0 && calibration.split_us >= 0 &&
+                      calibration.partial_gb_per_s > 0 && kernel.wide_step_us > 0 &&
+                      kernel.wide_unit_us > 0 && kernel.wide_slowdown >= 0 && kernel.narrow_unit_us > 0 &&
+                      !calibration.memory.empty();
+  for (const float rate : kernel.narrow_gb_per_s) all_positive = all_positive && rate > 0;
+  int32_t num_ctas = 0;
+  for (const MemoryRate& point : calibration.memory) {
+    all_positive = all_positive && point.gb_per_s > 0 && point.num_ctas > num_ctas;
+    num_ctas = point.num_ctas;
+  }
+  if (!all_positive) {
+    throw InvalidArgument("calibration of " + calibration.gpu +
+                          ": every rate and time must be positive, and the memory's points ascend");
+  }
 }
 
 }  // namespace
 
-CostModel::CostModel(const AttentionShape& shape)
-    : wide_step_us_(4.0 * kWideTileQ * kTileKv * shape.head_dim / kWideFlopPerUs),
-      narrow_step_bytes_(2.0 * kTileKv * shape.head_dim * dtype_bytes(shape.dtype)),
-      cta_bytes_per_us_(cta_gb_per_s(shape.page_size) * 1e3),
-      partial_row_us_(2.0 * shape.head_dim * sizeof(float) / kPartialBytesPerUs) {}
+const Calibration& calibration_of(std::string_view gpu) {
+  const std::vector<Calibration>& known = calibrations();
+  const auto find = [&](const auto& is_it) {
+    return std::find_if(known.begin(), known.end(),
+                        [&](const Calibration& calibration) { return is_it(calibration.gpu); });
+  };
+  auto found = find([&](const std::string& name) { return name == gpu; });
+  for (const std::string_view kind : {"H100", "H200"}) {
+    if (found == known.end() && (kind == "H200" || gpu.find(kind) != std::string_view::npos))
+      found = find([&](const std::string& name) { return name.find(kind) != std::string::npos; });
+  }
+  return *found;
+}
 
-double CostModel::narrow_step_us(int num_streaming_ctas) const {
-  const double fair_share = memory_gb_per_s(num_streaming_ctas) * 1e3 / num_streaming_ctas;
-  return narrow_step_bytes_ / std::min(fair_share, cta_bytes_per_us_);
+CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration)
+    : kernel_(find_kernel(shape, calibration)),
+      launch_us_(calibration.launch_us),
+      split_us_(calibration.split_us),
+      partial_row_us_(2.0 * shape.head_dim * sizeof(float) / calibration.partial_gb_per_s * 1e-3) {
+  check_rates(calibration, kernel_);
+  const double step_bytes = 2.0 * kTileKv * shape.head_dim * dtype_bytes(shape.dtype);
+  std::array<double, kNumRowClasses + 1> cta_gb_per_s;
+  std::copy(kernel_.narrow_gb_per_s.begin(), kernel_.narrow_gb_per_s.end(), cta_gb_per_s.begin());
+  cta_gb_per_s.back() = step_bytes / kernel_.wide_step_us * 1e-3;
+  for (int num_ctas = 0; num_ctas <= kMaxNumCtas; ++num_ctas) {
+    const double memory = memory_gb_per_s(calibration.memory, num_ctas);
+    for (size_t i = 0; i < cta_gb_per_s.size(); ++i)
+      step_us_[i][num_ctas] = static_cast<float>(read_us(step_bytes, cta_gb_per_s[i], memory, num_ctas));
+  }
 }
 
 }  // namespace onewave

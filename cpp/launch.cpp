@@ -67,7 +67,7 @@ GatheredTensor gathered_tensor(const PagedTensor& tensor, DType dtype) {
 
 struct DeviceAttention::Impl {
   Impl(int32_t device_ordinal, const PlanLimits& plan_limits, const AttentionShape& attention_shape,
-       void* memory);
+       void* memory, const Calibration& calibration);
   ~Impl();
 
   KernelParams make_params(const RunArgs& args);
@@ -75,6 +75,7 @@ struct DeviceAttention::Impl {
   const PlanLimits limits;
   const AttentionShape shape;
   const WorkspaceLayout layout;
+  const CostModel costs;
   const EmbeddedKernel& embedded;
   unsigned char* const workspace;
   const CUdevice device;
@@ -93,10 +94,12 @@ struct DeviceAttention::Impl {
 };
 
 DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limits,
-                            const AttentionShape& attention_shape, void* memory)
+                            const AttentionShape& attention_shape, void* memory,
+                            const Calibration& calibration)
     : limits(plan_limits),
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
+      costs(attention_shape, calibration),
       embedded(find_kernel(attention_shape.dtype, attention_shape.head_dim,
                            choose_loader(attention_shape.page_size))),
       workspace(static_cast<unsigned char*>(memory)),
@@ -159,8 +162,10 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
 }
 
 DeviceAttention::DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape,
-                                 void* workspace)
-    : impl_(std::make_unique<Impl>(device, limits, shape, workspace)) {}
+                                 void* workspace, const Calibration* calibration)
+    : impl_(std::make_unique<Impl>(
+          device, limits, shape, workspace,
+          calibration != nullptr ? *calibration : calibration_of(device_info(device).name))) {}
 
 DeviceAttention::~DeviceAttention() = default;
 
@@ -173,7 +178,7 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
     throw InvalidArgument(
         "stream is being captured; plan() must run outside the capture, a replay reads the last plan");
   }
-  const PlanHeader* header = plan_batch(batch, impl.limits, impl.ring->acquire());
+  const PlanHeader* header = plan_batch(batch, impl.limits, impl.costs, impl.ring->acquire());
   // Until all of the upload has succeeded: should it fail, what the device has is not known.
   impl.last_plan = nullptr;
   impl.ring->upload(reinterpret_cast<CUdeviceptr>(impl.workspace), header->num_bytes, cuda_stream);

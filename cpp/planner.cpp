@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "cost_model.h"
 #include "planner_internal.h"
 #include "planner_line.h"
 
@@ -22,9 +21,13 @@ constexpr int64_t align_up(int64_t value, int64_t alignment) {
 struct Scratch {
   std::vector<Tile> narrow_tiles;
   std::vector<Tile> wide_tiles;
+  std::vector<const WorkItem*> narrow_begins;  ///< of each load
   WideScratch wide;
   Schedule schedule;
 };
+
+/// Of the tiles of a request of so many packed rows.
+WideClass wide_class(int32_t num_rows) { return num_rows <= kWideTileQ ? kWideAlone : kWideShared; }
 
 /// Where the sections of a plan lie.
 struct PlanSections {
@@ -86,7 +89,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
     const int64_t visible = int64_t{causal_shift} + (row_end - 1) / group_size + 1;
     const auto kv_end = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kv_len));
     std::vector<Tile>& tiles = is_narrow || kv_end == 0 ? scratch.narrow_tiles : scratch.wide_tiles;
-    tiles.push_back({
+    const WorkItem whole{
         .request = request,
         .q_token_begin = q_token_begin,
         .row_begin = row_begin,
@@ -100,46 +103,63 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .heads_per_step = 1,
         .split_tile = -1,
         .split_idx = 0,
-    });
+    };
+    tiles.push_back({whole, is_narrow ? row_class(whole.num_rows) : wide_class(num_rows)});
   }
 }
 
-void make_schedule(const BatchSpec& batch, const PlanLimits& limits, Scratch& scratch) {
+void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostModel& costs,
+                   Scratch& scratch) {
   scratch.narrow_tiles.clear();
   scratch.wide_tiles.clear();
   scratch.schedule.reset(limits.num_ctas);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
-  const CostModel costs(batch.shape);
-  const double wide_us = total_wide_us(scratch.wide_tiles, costs);
+  const double wide_us = total_wide_us(scratch.wide_tiles, costs, limits.num_ctas);
   choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
   schedule_narrow(scratch.narrow_tiles, wide_us, costs, scratch.schedule);
   schedule_wide(scratch.wide_tiles, wide_us, costs, scratch.wide, scratch.schedule);
 }
 
+/// The load that a CTA gets. CTAs 2 i and 2 i + 1 run on two SMs that share a port to the memory: the first
+/// loads, which stream, go to the even ones, so that each has a port with a CTA that multiplies, or none.
+int32_t load_of_cta(int32_t cta, int32_t num_ctas) { return cta % 2 == 0 ? cta / 2 : (num_ctas + cta) / 2; }
+
 /// The CTA records and all items. Idle CTAs begin with the first wide items; returns how many do, and how
 /// many CTAs have work.
-std::pair<int32_t, int32_t> write_items(const Schedule& schedule, CtaRecord* ctas, WorkItem* items) {
+std::pair<int32_t, int32_t> write_items(const Schedule& schedule, double launch_us,
+                                        std::vector<const WorkItem*>& narrow_begins, CtaRecord* ctas,
+                                        WorkItem* items) {
+  narrow_begins.clear();
+  const WorkItem* narrow = schedule.narrow_items.data();
+  for (const CtaLoad& load : schedule.ctas) {
+    narrow_begins.push_back(narrow);
+    narrow += load.num_narrow_items;
+  }
   const auto wide_begin = static_cast<int32_t>(schedule.narrow_items.size());
   const auto num_wide_items = static_cast<int32_t>(schedule.wide_items.size());
   int32_t position = 0;
   int32_t num_first_items = 0;
   int32_t num_working = 0;
-  for (const CtaLoad& load : schedule.ctas) {
+  const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
+  for (int32_t cta = 0; cta < num_ctas; ++cta) {
+    const int32_t index = load_of_cta(cta, num_ctas);
+    const CtaLoad& load = schedule.ctas[index];
     const int32_t narrow_end = position + load.num_narrow_items;
+    std::copy_n(narrow_begins[index], load.num_narrow_items, items + position);
     const bool has_first = load.num_narrow_items == 0 && num_first_items < num_wide_items;
     *ctas++ = {.narrow_begin = position,
                .narrow_end = narrow_end,
                .first_item = has_first ? wide_begin + num_first_items++ : -1,
-               .predicted_us = static_cast<float>(load.us)};
+               .predicted_us = static_cast<float>(launch_us + load.us)};
     position = narrow_end;
     if (has_first || load.num_narrow_items > 0) ++num_working;
   }
-  items = std::copy(schedule.narrow_items.begin(), schedule.narrow_items.end(), items);
+  items += wide_begin;
   for (const WideItem& wide : schedule.wide_items) *items++ = wide.item;
   return {num_first_items, num_working};
 }
 
-const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buffer) {
+const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& scratch, void* buffer) {
   const Schedule& schedule = scratch.schedule;
   const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
   const auto num_items = static_cast<int32_t>(schedule.narrow_items.size() + schedule.wide_items.size());
@@ -177,9 +197,9 @@ const PlanHeader* write_plan(const BatchSpec& batch, Scratch& scratch, void* buf
       .page_size = batch.shape.page_size,
       .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
   };
-  const auto [num_first_items, num_working] =
-      write_items(schedule, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
-                  reinterpret_cast<WorkItem*>(bytes + sections.items_offset));
+  const auto [num_first_items, num_working] = write_items(
+      schedule, launch_us, scratch.narrow_begins, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
+      reinterpret_cast<WorkItem*>(bytes + sections.items_offset));
   header->num_first_items = num_first_items;
   if (!schedule.wide_items.empty())
     header->num_draws = static_cast<uint32_t>(schedule.wide_items.size()) - num_first_items + num_working;
@@ -248,24 +268,26 @@ WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape&
   };
 }
 
-const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer) {
+const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, const CostModel& costs,
+                             void* buffer) {
   planner::check_limits(limits, batch.shape);
   planner::check_batch(batch, limits);
   thread_local planner::Scratch scratch;
-  planner::make_schedule(batch, limits, scratch);
-  return planner::write_plan(batch, scratch, buffer);
+  planner::make_schedule(batch, limits, costs, scratch);
+  return planner::write_plan(batch, costs.launch_us(), scratch, buffer);
 }
 
-void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* us) {
+void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostModel& costs, double* us) {
   using namespace planner;
   const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
-  const CostModel model(shape);
-  const UnitCosts narrow = narrow_unit_costs(model, std::max(plan->num_narrow_ctas, 1));
-  const UnitCosts wide = wide_unit_costs(model);
+  const KindCosts narrow = narrow_unit_costs(costs, std::max(plan->num_narrow_ctas, 1));
+  const KindCosts wide = wide_unit_costs(costs, plan->num_ctas, plan->num_narrow_ctas);
   for (int32_t i = 0; i < plan->num_items; ++i) {
     const WorkItem& item = items[i];
-    const UnitCosts& costs = i < plan->wide_begin ? narrow : wide;
-    us[i] = num_units(item) * costs.whole_us(num_steps(item)) + (item.split_tile >= 0 ? costs.split_us : 0);
+    const int32_t qo_len = batch.qo_indptr[item.request + 1] - batch.qo_indptr[item.request];
+    const UnitCosts& unit =
+        i < plan->wide_begin ? narrow[row_class(item.num_rows)] : wide[wide_class(qo_len * plan->group_size)];
+    us[i] = num_units(item) * unit.whole_us(num_steps(item)) + (item.split_tile >= 0 ? unit.split_us : 0);
   }
 }
 

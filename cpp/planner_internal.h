@@ -10,13 +10,12 @@
 /// All vectors live in one scratch object per thread and keep their capacity: no allocation after the first
 /// steps.
 
+#include <onewave/cost_model.h>
 #include <onewave/plan_format.h>
 #include <onewave/planner.h>
 
 #include <cstdint>
 #include <vector>
-
-#include "cost_model.h"
 
 namespace onewave::planner {
 
@@ -32,8 +31,15 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape);
 void check_batch(const BatchSpec& batch, const PlanLimits& limits);
 void check_plan_bytes(int64_t plan_bytes);
 
-/// A tile is the item that would do all of its keys and kv heads at once: kv_begin and kv_head_begin are 0.
-using Tile = WorkItem;
+/// The item that would do all of a tile's keys and kv heads at once: kv_begin and kv_head_begin are 0.
+struct Tile : WorkItem {
+  int32_t cost_class;
+};
+
+/// Items of one kind differ in what a step of theirs costs: narrow ones by row_class(num_rows), wide ones by
+/// whether other tiles read the same keys.
+inline constexpr int kNumCostClasses = kNumRowClasses;
+enum WideClass : int32_t { kWideShared, kWideAlone };
 
 inline int32_t step_keys(const WorkItem& item) { return kTileKv / item.heads_per_step; }
 /// Of a unit: an item's rows against all its keys, for the kv heads of one step.
@@ -89,8 +95,8 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
 void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
                      Schedule& schedule);
 
-/// CTA-microseconds of all wide tiles, unsplit.
-double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs);
+/// CTA-microseconds of all wide tiles, unsplit, where nothing streams beside them.
+double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs, int num_ctas);
 
 struct WideScratch {
   std::vector<uint64_t> order;

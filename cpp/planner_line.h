@@ -4,13 +4,14 @@
 /// keys), which is cut where each CTA's share of the time ends. A boundary between two CTAs cuts at most one
 /// unit, so a CTA's share is at most the rest of one unit, ranges of whole units, and the start of another.
 
+#include <array>
 #include <vector>
 
 #include "planner_internal.h"
 
 namespace onewave::planner {
 
-/// What a unit costs, in microseconds.
+/// What a unit of one kind and class costs, in microseconds.
 struct UnitCosts {
   double start_us;  ///< of the unit, and again of each of its pieces
   double step_us;
@@ -20,32 +21,33 @@ struct UnitCosts {
   /// What one more cut adds: a second start, and the split's price on both sides.
   double cut_us() const { return start_us + 2 * split_us; }
   /// The shortest piece worth a cut, in steps: they cost what the cut costs.
-  int32_t min_piece() const;
+  int32_t min_piece() const { return static_cast<int32_t>(cut_us() / step_us) + 1; }
 };
 
-/// For each kind; the narrow one's by how many CTAs stream at once.
-UnitCosts narrow_unit_costs(const CostModel& costs, int num_ctas);
-UnitCosts wide_unit_costs(const CostModel& costs);
+/// Of one kind, by cost class.
+using KindCosts = std::array<UnitCosts, kNumCostClasses>;
+
+/// When `num_ctas` CTAs stream at once.
+KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas);
+/// When `num_narrow_ctas` of `num_ctas` CTAs begin with narrow items, and the others do such work.
+KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_ctas);
 
 /// All units of one kind, summed.
 struct LineWork {
-  double num_units = 0;
-  double num_steps = 0;
+  std::array<double, kNumCostClasses> num_units{};
+  std::array<double, kNumCostClasses> num_steps{};
   double typical_unit_steps = 0;  ///< length of the unit that the average step belongs to
+  int typical_class = 0;          ///< that has most steps
 
-  double whole_us(const UnitCosts& costs) const {
-    return num_units * costs.start_us + num_steps * costs.step_us;
-  }
+  double whole_us(const KindCosts& costs) const;
   /// What a boundary between CTAs costs on average: nothing where units are too short to be cut.
-  double boundary_us(const UnitCosts& costs) const {
-    return typical_unit_steps >= 2 * costs.min_piece() ? costs.cut_us() : 0;
-  }
+  double boundary_us(const KindCosts& costs) const;
 };
 
 LineWork sum_work(const std::vector<Tile>& tiles);
 
 /// Gives all units to the CTAs [0, num_ctas), on top of what these have, so that they end together.
-void cut_line(const std::vector<Tile>& tiles, const LineWork& work, const UnitCosts& costs, Kind kind,
+void cut_line(const std::vector<Tile>& tiles, const LineWork& work, const KindCosts& costs, Kind kind,
               int num_ctas, Schedule& schedule);
 
 }  // namespace onewave::planner

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "head_groups.h"
@@ -14,20 +15,24 @@ namespace onewave::planner {
 namespace {
 
 /// When `num_ctas` CTAs have done the narrow work.
-double predict_us(const LineWork& work, const UnitCosts& costs, int num_ctas) {
+double predict_us(const LineWork& work, const KindCosts& costs, int num_ctas) {
   const double shared_us = (work.whole_us(costs) + work.boundary_us(costs) * (num_ctas - 1)) / num_ctas;
-  const double shortest = std::min<double>(work.typical_unit_steps, costs.min_piece());
-  return std::max(shared_us, costs.start_us + shortest * costs.step_us);
+  const UnitCosts& typical = costs[work.typical_class];
+  const double shortest = std::min<double>(work.typical_unit_steps, typical.min_piece());
+  return std::max(shared_us, typical.start_us + shortest * typical.step_us);
 }
 
 /// The number of CTAs for which the whole step, narrow and then wide, is predicted to end first.
 int choose_num_ctas(const LineWork& work, double wide_us, const CostModel& costs, int max_num_ctas) {
-  const double useful = std::clamp<double>(std::max(work.num_steps, work.num_units), 1, max_num_ctas);
+  const auto sum = [](const auto& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); };
+  const double useful =
+      std::clamp(std::max(sum(work.num_steps), sum(work.num_units)), 1.0, 1.0 * max_num_ctas);
   int best = 1;
   double best_us = INFINITY;
   for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {
     const double narrow_us = predict_us(work, narrow_unit_costs(costs, num_ctas), num_ctas);
-    const double makespan_us = std::max(narrow_us, (num_ctas * narrow_us + wide_us) / max_num_ctas);
+    const double all_us = num_ctas * narrow_us + wide_us * costs.wide_slowdown(num_ctas, max_num_ctas);
+    const double makespan_us = std::max(narrow_us, all_us / max_num_ctas);
     if (makespan_us < best_us) {
       best = num_ctas;
       best_us = makespan_us;
@@ -58,8 +63,14 @@ void move_pieces_first(Schedule& schedule) {
 
 }  // namespace
 
-UnitCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
-  return {.start_us = kNarrowUnitUs, .step_us = costs.narrow_step_us(num_ctas), .split_us = kSplitUs};
+KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
+  KindCosts by_class;
+  for (int i = 0; i < kNumRowClasses; ++i) {
+    by_class[i] = {.start_us = costs.narrow_unit_us(),
+                   .step_us = costs.narrow_step_us(i, num_ctas),
+                   .split_us = costs.split_us()};
+  }
+  return by_class;
 }
 
 void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
@@ -69,7 +80,7 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
   for (const Tile& tile : tiles)
     num_all_steps += static_cast<double>(tile.kv_end) * shape.num_kv_heads / kTileKv;
   const double cta_steps = std::max(num_all_steps / num_ctas, 1.0);
-  const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(num_ctas);
+  const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(0, num_ctas);
   const auto merge_us = [&](const Tile& tile, int32_t heads) {
     const double num_pieces = static_cast<double>(tile.kv_end) * heads / kTileKv / cta_steps + 1;
     return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;

@@ -54,25 +54,25 @@ class LoadHeap {
 };
 
 /// Longest first; ties stay in the order of the tiles, so that CTAs that run at the same time share K and V.
-void sort_by_length(const std::vector<Tile>& tiles, std::vector<uint64_t>& order) {
+void sort_by_time(const std::vector<Tile>& tiles, const KindCosts& costs, std::vector<uint64_t>& order) {
   order.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
-    const auto length = static_cast<uint32_t>(num_steps(tiles[i]));
-    order.push_back(uint64_t{~length} << 32 | i);
+    const auto ns = static_cast<uint32_t>(costs[tiles[i].cost_class].whole_us(num_steps(tiles[i])) * 1e3);
+    order.push_back(uint64_t{~ns} << 32 | i);
   }
   if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
 }
 
 /// Whole units to the least loaded CTA.
-void assign_longest_first(const std::vector<Tile>& tiles, const UnitCosts& costs, double wide_us,
+void assign_longest_first(const std::vector<Tile>& tiles, const KindCosts& costs, double wide_us,
                           WideScratch& scratch, Schedule& schedule) {
   LoadHeap heap(schedule.ctas, scratch.heap);
-  sort_by_length(tiles, scratch.order);
+  sort_by_time(tiles, costs, scratch.order);
   const double share = kItemShare / static_cast<double>(schedule.ctas.size());
   double left_us = wide_us;
   for (const uint64_t entry : scratch.order) {
     const Tile& tile = tiles[static_cast<uint32_t>(entry)];
-    const double one_us = costs.whole_us(num_steps(tile));
+    const double one_us = costs[tile.cost_class].whole_us(num_steps(tile));
     for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
       const double fitting = std::clamp<double>(left_us * share / one_us, 1, tile.kv_head_end - kv_head);
       const auto num_heads = static_cast<int32_t>(fitting);
@@ -86,8 +86,21 @@ void assign_longest_first(const std::vector<Tile>& tiles, const UnitCosts& costs
   }
 }
 
-/// What was cut for certain CTAs, into the queue: longest first, and the loads that come of it.
+/// What was cut for certain CTAs, into the queue: unit by unit, longest first, and the loads that come of it.
 void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
+  const size_t num_ranges = schedule.wide_items.size();
+  for (size_t i = 0; i < num_ranges; ++i) {
+    WideItem unit = schedule.wide_items[i];
+    const int32_t num_heads = unit.item.kv_head_end - unit.item.kv_head_begin;
+    unit.us /= num_heads;
+    unit.item.kv_head_end = unit.item.kv_head_begin + 1;
+    schedule.wide_items[i] = unit;
+    for (int32_t head = 1; head < num_heads; ++head) {
+      ++unit.item.kv_head_begin;
+      ++unit.item.kv_head_end;
+      schedule.wide_items.push_back(unit);
+    }
+  }
   std::stable_sort(schedule.wide_items.begin(), schedule.wide_items.end(),
                    [](const WideItem& a, const WideItem& b) { return a.us > b.us; });
   schedule.ctas = scratch.narrow_loads;
@@ -112,20 +125,25 @@ double mean_us(const Schedule& schedule) {
 
 }  // namespace
 
-UnitCosts wide_unit_costs(const CostModel& costs) {
-  return {.start_us = kWideUnitUs,
-          .step_us = costs.wide_step_us(),
-          .split_us = kSplitUs + kWideTileQ * costs.partial_row_us()};
+KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_ctas) {
+  const UnitCosts shared{.start_us = costs.wide_unit_us(),
+                         .step_us = costs.wide_step_us() * costs.wide_slowdown(num_narrow_ctas, num_ctas),
+                         .split_us = costs.split_us() + kWideTileQ * costs.partial_row_us()};
+  KindCosts by_class;
+  by_class.fill(shared);
+  by_class[kWideAlone].step_us = costs.wide_alone_step_us(num_ctas);
+  return by_class;
 }
 
-double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs) {
-  return sum_work(tiles).whole_us(wide_unit_costs(costs));
+double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs, int num_ctas) {
+  return sum_work(tiles).whole_us(wide_unit_costs(costs, num_ctas, 0));
 }
 
 void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
-  const UnitCosts costs = wide_unit_costs(model);
+  const KindCosts costs =
+      wide_unit_costs(model, static_cast<int>(schedule.ctas.size()), schedule.num_narrow_ctas);
   scratch.narrow_loads = schedule.ctas;
   const size_t num_narrow_splits = schedule.split_tiles.size();
   const int32_t num_narrow_rows = schedule.num_partial_rows;

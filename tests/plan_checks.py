@@ -174,12 +174,23 @@ def check_splits(plan: Plan) -> None:
     assert (slot_writers == 1).all()
 
 
+def check_splits_both_kinds(plan: Plan) -> None:
+    """For a test that is to run merges of narrow and of wide items."""
+    is_split = plan.items["split_tile"] >= 0
+    assert is_split[: plan.header["wide_begin"]].any() and is_split[plan.header["wide_begin"] :].any()
+
+
 def check_prediction(batch: Batch, plan: Plan) -> None:
     """A CTA's narrow items, and the wide ones that it takes if the predictions hold, add up to its prediction."""
-    us = np.array(_core.predict_items(batch.shape(), plan.to_bytes()))
+    qo_indptr = batch.qo_indptr
+    us = np.array(
+        _core.predict_items(plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data)
+    )
     assert (us > 0).all() and len(us) == len(plan.items)
+    launch_us = _core.CostModel(batch.shape(), _core.calibration_of("")).launch_us
     loads = [
-        (us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index) for index, cta in enumerate(plan.ctas)
+        (launch_us + us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index)
+        for index, cta in enumerate(plan.ctas)
     ]
     heapq.heapify(loads)
     for item_us in us[plan.header["wide_begin"] :]:  # whoever is done first takes the next

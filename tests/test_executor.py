@@ -13,6 +13,7 @@ import torch
 from dense_batch import DenseBatch, Heads, Lens, Paged
 from gpu_checks import NUM_EXTRA_ROWS, UNTOUCHED, Outputs, make_attention, plan, run_twice
 from onewave.plan_format import Plan
+from plan_checks import check_splits_both_kinds
 from reference import check_against, reference
 
 # The long requests are split, there being more CTAs than units; short and empty ones are every corner of the masks.
@@ -166,8 +167,9 @@ def planned(seed: int) -> tuple[onewave.BatchAttention, DenseBatch, Paged]:
     batch = DenseBatch(
         [Lens(5000, 1), Lens(2000, 100), Lens(300, 2, 4)], Heads(2, 4, 64), torch.float32, seed, "cpu"
     )
-    attention, paged = make_attention(batch, num_ctas=7), batch.paged(16)
+    attention, paged = make_attention(batch, num_ctas=33), batch.paged(16)
     plan(attention, batch, paged, 16, True)
+    check_splits_both_kinds(Plan(attention.plan_bytes()))
     return attention, batch, paged
 
 
@@ -268,7 +270,7 @@ def test_a_merge_record_may_have_several_kv_heads(seed: int) -> None:
     narrow = DenseBatch(wide.lens, Heads(1, 4, 64), torch.float32, seed, "cpu")
     paged = wide.paged(16)
     # It owns the page ids that the widened plan points to.
-    source = make_attention(narrow, num_ctas=NUM_CTAS)
+    source = make_attention(narrow, num_ctas=24)
     plan(source, narrow, paged, 16, True)
     widened = Plan(source.plan_bytes())
     assert len(widened.split_tiles) > 1

@@ -1,5 +1,6 @@
 """The C++ side of onewave. Addresses are integers (0: null); length arrays are contiguous int32."""
 
+from collections.abc import Sequence
 from enum import Enum
 
 version: str
@@ -48,6 +49,55 @@ class AttentionShape:
     @property
     def dtype(self) -> DType: ...
 
+class MemoryRate:
+    """What the memory gives to so many CTAs together."""
+
+    def __init__(self, num_ctas: int, gb_per_s: float) -> None: ...
+
+class KernelRates:
+    """Of one kernel on one CTA."""
+
+    def __init__(
+        self,
+        head_dim: int,
+        loader: Loader,
+        wide_step_us: float,
+        wide_unit_us: float,
+        wide_slowdown: float,
+        narrow_unit_us: float,
+        narrow_gb_per_s: Sequence[float],
+    ) -> None: ...
+
+class Calibration:
+    """What work costs on one GPU."""
+
+    def __init__(
+        self,
+        gpu: str,
+        launch_us: float,
+        split_us: float,
+        partial_gb_per_s: float,
+        memory: list[MemoryRate],
+        kernels: list[KernelRates],
+    ) -> None: ...
+    @property
+    def gpu(self) -> str: ...
+
+class CostModel:
+    """A calibration for one shape."""
+
+    def __init__(self, shape: AttentionShape, calibration: Calibration) -> None:
+        """ValueError where the calibration lacks the shape's kernel or has a rate that is not positive."""
+
+    @property
+    def launch_us(self) -> float: ...
+
+def calibrations() -> list[Calibration]:
+    """Those in the library."""
+
+def calibration_of(gpu: str) -> Calibration:
+    """By a GPU's name; the H200's for one that is not known."""
+
 class WorkspaceLayout:
     """Offsets and sizes of the workspace, in bytes; the plan lies at its start."""
 
@@ -75,10 +125,14 @@ def plan_batch(
     kv_indptr: int,
     kv_len_arr: int,
     kv_indices: int,
+    costs: CostModel | None = None,
 ) -> bytes:
-    """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored."""
+    """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored. `costs`
+    are of the shape; None: what an H200 costs."""
 
-def predict_items(shape: AttentionShape, plan: bytes) -> list[float]:
+def predict_items(
+    plan: bytes, shape: AttentionShape, batch_size: int, qo_indptr: int, costs: CostModel | None = None
+) -> list[float]:
     """What the planner took each item to cost, in microseconds."""
 
 def plan_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
@@ -148,7 +202,16 @@ def choose_loader(page_size: int) -> Loader: ...
 class DeviceAttention:
     """Plans and launches on one device, in a workspace that the caller owns and keeps alive."""
 
-    def __init__(self, device: int, limits: PlanLimits, shape: AttentionShape, workspace: int) -> None: ...
+    def __init__(
+        self,
+        device: int,
+        limits: PlanLimits,
+        shape: AttentionShape,
+        workspace: int,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """`calibration` None: that of the device's name."""
+
     def plan(
         self,
         causal: bool,

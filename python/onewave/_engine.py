@@ -23,9 +23,15 @@ class Engine(Protocol):
 class CpuEngine:
     """The CPU executor: one thread per core."""
 
-    def __init__(self, limits: _core.PlanLimits, shape: _core.AttentionShape) -> None:
+    def __init__(
+        self,
+        limits: _core.PlanLimits,
+        shape: _core.AttentionShape,
+        calibration: _core.Calibration | None,
+    ) -> None:
         self._limits = limits
         self._shape = shape
+        self._costs = _core.CostModel(shape, calibration or _core.calibration_of(""))
         self._plan = b""
         self._kv_indices: torch.Tensor | None = None  # the plan holds its address
 
@@ -33,7 +39,7 @@ class CpuEngine:
         # A copy: the caller's page ids are checked now, and may be overwritten before the last run.
         kv_indices = batch.kv_indices.clone()
         self._plan = _core.plan_batch(
-            self._limits, self._shape, causal, sm_scale, *batch.addresses(kv_indices)
+            self._limits, self._shape, causal, sm_scale, *batch.addresses(kv_indices), self._costs
         )
         self._kv_indices = kv_indices
 
@@ -53,10 +59,13 @@ class DeviceEngine:
         limits: _core.PlanLimits,
         shape: _core.AttentionShape,
         workspace: torch.Tensor,
+        calibration: _core.Calibration | None,
     ) -> None:
         self._device = device
         self._workspace = workspace
-        self._attention = _core.DeviceAttention(device.index, limits, shape, workspace.data_ptr())
+        self._attention = _core.DeviceAttention(
+            device.index, limits, shape, workspace.data_ptr(), calibration
+        )
         self._kv_indices: torch.Tensor | None = None  # in use by the device until the next plan
 
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:

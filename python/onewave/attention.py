@@ -1,6 +1,7 @@
 """BatchAttention: the attention of one serving step, planned once and run once a layer."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 
 from onewave import _core
 from onewave._batch import Batch, make_batch
+from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._tensors import Shape, ShapeArguments, TensorChecker, make_shape
 from onewave._validate import check_bool, check_positive_float, check_unsupported
@@ -54,6 +56,7 @@ class BatchAttention:
         max_kv_len: int = 1 << 20,
         num_ctas: int | None = None,
         split_policy: str = "balanced",
+        calibration: str | os.PathLike[str] | None = None,
     ) -> None:
         """Host only: allocates and copies nothing.
 
@@ -67,6 +70,9 @@ class BatchAttention:
             request that a plan may have. They fix the size of the workspace.
         num_ctas: CTAs of the one wave; None: one for each SM (132 on a CPU).
         split_policy: "balanced" is the only one so far.
+        calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
+            the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
+            rounding alone.
 
         Raises onewave.DeviceError for a missing or too old driver and for a GPU that is not Hopper.
         """
@@ -79,6 +85,7 @@ class BatchAttention:
         if workspace is not None:
             check_workspace(workspace, self._device)
         self._workspace = workspace
+        self._calibration = None if calibration is None else read_calibration(calibration)
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
         self._captured: _Captured | None = None
@@ -270,11 +277,11 @@ class BatchAttention:
         if self._workspace is not None:
             check_workspace_size(self._workspace, num_bytes)
         if self._device.type == "cpu":
-            return CpuEngine(self._limits, core_shape)
+            return CpuEngine(self._limits, core_shape, self._calibration)
         workspace = self._workspace
         if workspace is None:
             workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        return DeviceEngine(self._device, self._limits, core_shape, workspace)
+        return DeviceEngine(self._device, self._limits, core_shape, workspace, self._calibration)
 
 
 def _check_page_ids(max_page_id: int, num_pages: int) -> None:

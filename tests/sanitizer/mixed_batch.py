@@ -7,11 +7,13 @@ import itertools
 import torch
 from dense_batch import DenseBatch, Heads, Lens
 from gpu_checks import Outputs, make_attention, plan
+from onewave.plan_format import Plan
+from plan_checks import check_splits_both_kinds
 
-# On 24 CTAs the first and the last are split, on 2 there are more wide items than a CTA has slots for; an instrumented
+# On 48 CTAs the first and the last are split, on 2 there are more wide items than a CTA has slots for; an instrumented
 # kernel is slow, so no more than needed.
-LENS = [Lens(1500, 1, 2), Lens(300, 3), Lens(260, 150), Lens(0, 2), Lens(1200, 40)]
-NUMS_CTAS = (24, 2)
+LENS = [Lens(2500, 1, 2), Lens(300, 3), Lens(260, 150), Lens(0, 2), Lens(2500, 40)]
+NUMS_CTAS = (48, 2)
 
 
 def main() -> None:
@@ -22,6 +24,8 @@ def main() -> None:
         for num_ctas, causal in itertools.product(NUMS_CTAS, (False, True)):
             attention = make_attention(batch, num_ctas=num_ctas)
             plan(attention, batch, paged, page_size, causal)
+            if num_ctas == max(NUMS_CTAS):
+                check_splits_both_kinds(Plan(attention.plan_bytes()))
             outputs.poison()
             attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
             outputs.check(batch.expected(causal))

@@ -21,12 +21,6 @@ struct DeviceInfo {
 /// Throws DeviceError where there is no driver, it is too old, or `device` is not a Hopper GPU.
 DeviceInfo device_info(int32_t device);
 
-/// How K and V reach shared memory.
-enum class Loader : int32_t { kTma, kGather };
-
-/// TMA boxes need pages of a power of two of at least 8 tokens; everything else is gathered row by row.
-Loader choose_loader(int32_t page_size);
-
 struct KernelInfo {
   DType dtype;
   int32_t head_dim;
@@ -44,8 +38,9 @@ std::vector<KernelInfo> list_kernels();
 class DeviceAttention {
  public:
   /// `workspace`: device memory of workspace_layout(limits, shape).total_bytes, 128-byte aligned, owned by
-  /// the caller.
-  DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, void* workspace);
+  /// the caller. `calibration`: null for calibration_of(the device's name).
+  DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, void* workspace,
+                  const Calibration* calibration = nullptr);
   ~DeviceAttention();
 
   /// Plans into a pinned buffer and enqueues one copy on `stream`; waits only when all of the ring's buffers

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <onewave/cost_model.h>
 #include <onewave/plan_format.h>
 #include <onewave/types.h>
 
@@ -14,15 +15,6 @@ struct PlanLimits {
   int32_t max_total_qo_len;  ///< tokens, over the batch
   int32_t max_kv_len;        ///< tokens, of one request
   int32_t num_ctas;          ///< 1 .. kMaxNumCtas
-};
-
-/// The model's side of a batch.
-struct AttentionShape {
-  int32_t num_qo_heads;
-  int32_t num_kv_heads;
-  int32_t head_dim;
-  int32_t page_size;  ///< tokens
-  DType dtype;        ///< of q, k, v and out
 };
 
 /// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
@@ -50,13 +42,15 @@ struct WorkspaceLayout {
 WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape);
 
 /// Writes the plan of one step to `buffer` (16-byte aligned, at least workspace_layout().plan_bytes) and
-/// returns its header there. A pure function of its arguments: host only, no CUDA. Throws InvalidArgument,
-/// naming the argument, before anything is written, when the batch is malformed or beyond the limits.
-const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, void* buffer);
+/// returns its header there. A pure function of its arguments: host only, no CUDA. `costs` are those of the
+/// batch's shape. Throws InvalidArgument, naming the argument, before anything is written, when the batch is
+/// malformed or beyond the limits.
+const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, const CostModel& costs,
+                             void* buffer);
 
-/// What the planner took each item of a plan of `shape` to cost: microseconds to `us`, num_items of them. A
+/// What the planner took each item of the batch's plan to cost: microseconds to `us`, num_items of them. A
 /// CTA's predicted_us is the sum over its narrow items and the wide ones that it takes if the predictions
-/// hold.
-void predict_items(const PlanHeader* plan, const AttentionShape& shape, double* us);
+/// hold, and what the launch costs.
+void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostModel& costs, double* us);
 
 }  // namespace onewave

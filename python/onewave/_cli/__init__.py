@@ -1,9 +1,10 @@
-"""The command line: `python -m onewave` with demo, info, plan or bench."""
+"""The command line: `python -m onewave` with demo, info, plan, calibrate or bench."""
 
 import argparse
 from collections.abc import Sequence
 
 import onewave
+from onewave._cli.calibrate import add_calibrate_arguments, run_calibrate
 from onewave._cli.demo import run_demo
 from onewave._cli.info import show_info
 from onewave._cli.plan import add_plan_arguments, run_plan
@@ -29,11 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(
         commands.add_parser("bench", help="measure named workloads, beside other attention kernels")
     )
+    add_calibrate_arguments(
+        commands.add_parser(
+            "calibrate", help="measure what work costs on this GPU, for the planner (minutes)"
+        )
+    )
     options = parser.parse_args(arguments)
     if options.command == "info":
         return show_info()
     if options.command == "plan":
         return run_plan(options)
+    if options.command == "calibrate":
+        return run_calibrate(options)
     if options.command == "bench":
         return run_bench(options)
     return run_demo(options.device, options.seed)

@@ -34,6 +34,7 @@ def _machine_table() -> Table:
     table.add_row("driver", f"CUDA {device.driver_version // 1000}.{device.driver_version % 1000 // 10}")
     capability = f"{device.capability_major}.{device.capability_minor}"
     table.add_row("device", f"{device.name}, {device.num_sms} SMs, compute capability {capability}")
+    table.add_row("planned with the calibration of", _core.calibration_of(device.name).gpu)
     return table
 
 

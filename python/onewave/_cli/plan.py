@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onewave import _core
+from onewave._calibration import read_calibration
 from onewave._cli.records import ctas_of, header_of, items_of
 from onewave._matplotlib import MissingMatplotlib, import_pyplot, save
 from onewave._tensors import Shape
@@ -60,6 +61,15 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-ctas", type=int, help="CTAs of the wave (default: 132)")
     parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        default="H200",
+        help="whose calibration predicts, such as H100 (default: H200)",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="one that `calibrate` wrote, in its place"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         action="append",
@@ -76,8 +86,13 @@ def run_plan(options: argparse.Namespace) -> int:
         if options.output:
             import_pyplot("--output")
         workload = _workload(options)
-        plan, item_us = plan_workload(workload)
-        bars = _bars(plan, item_us)
+        calibration = (
+            read_calibration(options.calibration)
+            if options.calibration
+            else _core.calibration_of(options.gpu)
+        )
+        plan = plan_workload(workload, calibration)
+        bars = predict_bars(plan, workload, calibration)
     except (ValueError, OSError, MissingMatplotlib) as error:
         console.print(f"plan: {error}", style="red", highlight=False, markup=False)
         return 2
@@ -134,12 +149,19 @@ def _request(kv_len: Any, qo_len: Any) -> Request:
         raise ValueError(str(error)) from error
 
 
-def plan_workload(workload: Workload) -> tuple[bytes, list[float]]:
-    """The plan, and the microseconds that each of its items is taken to cost."""
-    qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
-    shape = Shape(
+def _core_shape(workload: Workload) -> _core.AttentionShape:
+    return Shape(
         workload.num_qo_heads, workload.num_kv_heads, workload.head_dim, workload.page_size, workload.dtype
     ).to_core()
+
+
+def costs_of(workload: Workload, calibration: _core.Calibration) -> _core.CostModel:
+    return _core.CostModel(_core_shape(workload), calibration)
+
+
+def plan_workload(workload: Workload, calibration: _core.Calibration) -> bytes:
+    qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
+    shape = _core_shape(workload)
     limits = make_limits(
         torch.device("cpu"),
         max(len(workload.requests), 1),
@@ -147,15 +169,22 @@ def plan_workload(workload: Workload) -> tuple[bytes, list[float]]:
         max((request.kv_len for request in workload.requests), default=1) or 1,
         workload.num_ctas,
     )
+    _core.workspace_layout(limits, shape)  # refuses what no kernel is for
+    costs = costs_of(workload, calibration)
     addresses = (qo_indptr.data_ptr(), kv_indptr.data_ptr(), kv_len_arr.data_ptr(), 0)
     scale = workload.head_dim**-0.5
-    plan = _core.plan_batch(limits, shape, workload.causal, scale, len(workload.requests), *addresses)
-    return plan, _core.predict_items(shape, plan)
+    batch_size = len(workload.requests)
+    return _core.plan_batch(limits, shape, workload.causal, scale, batch_size, *addresses, costs)
 
 
-def _bars(plan: bytes, item_us: list[float]) -> list[Bar]:
-    """Each CTA's narrow items, and the wide ones as the queue gives them out if the predictions hold."""
+def predict_bars(plan: bytes, workload: Workload, calibration: _core.Calibration) -> list[Bar]:
+    """Each CTA's narrow items, and the wide ones as the queue gives them out if the calibration is right."""
     header, items = header_of(plan), items_of(plan)
+    costs = costs_of(workload, calibration)
+    qo_indptr, _, _ = lens_tensors(workload)
+    item_us = _core.predict_items(
+        plan, _core_shape(workload), len(workload.requests), qo_indptr.data_ptr(), costs
+    )
 
     def kind(i: int) -> str:
         name = "narrow" if i < header["wide_begin"] else "wide"
@@ -164,7 +193,7 @@ def _bars(plan: bytes, item_us: list[float]) -> list[Bar]:
     bars = []
     ends_us = []
     for index, cta in enumerate(ctas_of(plan)):
-        end_us = 0.0
+        end_us = costs.launch_us
         for i in range(cta["narrow_begin"], cta["narrow_end"]):
             bars.append(Bar(index, kind(i), end_us, item_us[i]))
             end_us += item_us[i]
@@ -188,7 +217,7 @@ def _table(plan: bytes, bars: list[Bar]) -> Table:
     )
     table.add_row("items", f"{header['num_items']}, {header['num_split_tiles']} tiles are split")
     table.add_row("predicted makespan", f"{max(ends_us):.1f} us")
-    table.add_row("max / mean", f"{max(ends_us) / mean_us:.3f}" if mean_us > 0 else "-")
+    table.add_row("max / mean", f"{max(ends_us) / mean_us:.3f}" if bars else "-")
     for kind in COLORS:
         share = sum(bar.us for bar in bars if bar.kind == kind)
         table.add_row(f"of the time {kind}", f"{share / total_us:.1%}" if total_us > 0 else "-")
@@ -222,7 +251,7 @@ def _draw(path: Path, workload: Workload, plan: bytes, bars: list[Bar]) -> None:
     axes.margins(y=0.01)
     axes.set_xlabel("predicted us")
     axes.set_ylabel("CTA")
-    ratio = f", max / mean {max(ends_us) / mean_us:.3f}" if mean_us > 0 else ""
+    ratio = f", max / mean {max(ends_us) / mean_us:.3f}" if bars else ""
     axes.set_title(f"{workload.name}: {workload.describe()}{ratio}", fontsize=9)
     figure.legend(loc="outside lower center", ncols=5)
     save(figure, path)

@@ -1,6 +1,7 @@
 """What a measured system is, and onewave as one."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -33,13 +34,15 @@ Prepare = Callable[[BatchTensors], System]
 class Onewave:
     """This package, called as an engine calls it: lengths on the host, page table on the device."""
 
-    def __init__(self, tensors: BatchTensors) -> None:
+    def __init__(self, tensors: BatchTensors, calibration: Path | None = None) -> None:
         workload = tensors.workload
         self._tensors = tensors
         self._attention = onewave.BatchAttention(
             device=tensors.device,
+            max_batch_size=max(2048, len(workload.requests)),
             max_total_qo_len=max(65536, workload.total_qo_len),
             num_ctas=workload.num_ctas,
+            calibration=calibration,
         )
         self._out = torch.full_like(tensors.q, torch.nan)
         self._lse = torch.empty(tensors.q.shape[:2], dtype=torch.float32, device=tensors.device)
@@ -66,3 +69,6 @@ class Onewave:
 
     def output(self) -> torch.Tensor:
         return self._out
+
+    def plan_bytes(self) -> bytes:
+        return self._attention.plan_bytes()

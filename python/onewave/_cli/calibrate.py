@@ -1,0 +1,349 @@
+"""Measures what work costs on this GPU, for the planner: the numbers of onewave/cost_model.h.
+
+Each number comes from the times of whole runs, with a cold L2. What narrow items draw is measured beside wide ones:
+alone they matter to no plan, since then all CTAs stream and the memory is the bound.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import onewave
+from onewave import _core
+from onewave._calibration import LOADERS
+from onewave._cli.records import ctas_of, header_of, items_of
+from onewave.bench.machine import describe_machine
+from onewave.bench.system import Onewave
+from onewave.bench.tensors import make_tensors
+from onewave.bench.timing import GpuStopwatch
+from onewave.bench.workload import Request, Workload
+
+TILE_KV = 128
+WIDE_TILE_Q = 128
+KV_LEN = 8192
+# A page size of each loader.
+PAGE_SIZES = {"tma": 16, "gather": 1}
+HEAD_DIMS = (64, 128)
+# (heads of a group, queries): 4, 16 and 32 packed rows, one of each class.
+ROWS = ((4, 1), (4, 4), (8, 4))
+# Parts of the SMs at which the memory's curve has points.
+MEMORY_PARTS = (1 / 4, 1 / 2, 2 / 3, 5 / 6, 1)
+# What the two bounds of a read meet in: see cost_model.cpp.
+POWER = 4
+NUM_STAGES = 3 + 4 * len(HEAD_DIMS) * len(PAGE_SIZES)
+
+
+class Kernel(NamedTuple):
+    head_dim: int
+    loader: str
+
+    @property
+    def step_bytes(self) -> int:
+        """K and V of a step."""
+        return 2 * TILE_KV * self.head_dim * torch.bfloat16.itemsize
+
+
+class Run(NamedTuple):
+    us: float
+    plan: bytes
+
+    @property
+    def num_narrow_ctas(self) -> int:
+        return int(header_of(self.plan)["num_narrow_ctas"])
+
+    def wide_work(self) -> tuple[int, int]:
+        """Units of (tile, kv head), and steps of 128 keys, of all wide items."""
+        units = steps = 0
+        for item in items_of(self.plan)[header_of(self.plan)["wide_begin"] :]:
+            heads = item["kv_head_end"] - item["kv_head_begin"]
+            units += heads
+            steps += heads * -(-(item["kv_end"] - item["kv_begin"]) // TILE_KV)
+        return units, steps
+
+    def longest_item(self) -> int:
+        """In steps of 128 keys."""
+        num_keys = (item["kv_end"] - item["kv_begin"] for item in items_of(self.plan))
+        return max(-(-int(keys) // TILE_KV) for keys in num_keys)
+
+
+class Bench:
+    """Times batches, planned by the calibration as far as it is known."""
+
+    def __init__(self, device: torch.device, num_runs: int) -> None:
+        self.device = device
+        self.gpu = torch.cuda.get_device_name(device)
+        self.num_ctas = torch.cuda.get_device_properties(device).multi_processor_count
+        self.points: list[dict[str, Any]] = []
+        self._stopwatch = GpuStopwatch(device)
+        self._num_runs = num_runs
+
+    def run(self, workload: Workload, calibration: dict[str, Any]) -> Run:
+        with _written(calibration) as file:
+            system = Onewave(make_tensors(workload, str(self.device), seed=1), file)
+            system.plan()
+        times = [self._stopwatch.issue(system.run) for _ in range(self._num_runs + 2)]
+        self._stopwatch.synchronize()
+        run = Run(statistics.median(time() for time in times[2:]), system.plan_bytes())
+        self.points.append(
+            {
+                "workload": workload.describe(),
+                "us": round(run.us, 2),
+                "narrow_ctas": run.num_narrow_ctas,
+            }
+        )
+        return run
+
+
+def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the JSON to write")
+    parser.add_argument("--runs", type=int, default=10, help="of each batch (default: %(default)s)")
+
+
+def run_calibrate(options: argparse.Namespace) -> int:
+    console = Console()
+    _core.device_info(torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    device = torch.device("cuda", torch.cuda.current_device())
+    record = calibrate(Bench(device, options.runs), console)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"wrote {options.output}", highlight=False, markup=False)
+    return 0
+
+
+def calibrate(bench: Bench, console: Console) -> dict[str, Any]:
+    """The calibration; it grows number by number, and each is measured with those before it."""
+    record = _first_guess(bench.gpu, bench.num_ctas)
+    with _progress(console) as step:
+        step("launch")
+        record["launch_us"] = _measure_launch(bench, record)
+        step("memory")
+        record["memory"] = _measure_memory(bench, record)
+        for entry in record["kernels"]:
+            kernel = Kernel(entry["head_dim"], entry["loader"])
+            name = f"head_dim {kernel.head_dim}, {kernel.loader}"
+            step(f"{name}: wide items")
+            entry |= _measure_wide(bench, record, kernel)
+            step(f"{name}: narrow items")
+            entry["narrow_unit_us"] = _measure_narrow_unit(bench, record, kernel)
+            step(f"{name}: narrow beside wide")
+            entry["narrow_gb_per_s"] = [_measure_narrow(bench, record, entry, rows) for rows in ROWS]
+            step(f"{name}: wide beside narrow")
+            entry["wide_slowdown"] = _measure_slowdown(bench, record, entry)
+        step("splits")
+        record |= _measure_splits(bench, record)
+    record["measured"] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "onewave": onewave.__version__,
+        "machine": describe_machine(bench.device),
+        "runs": bench.points,
+    }
+    return record
+
+
+def _first_guess(gpu: str, num_ctas: int) -> dict[str, Any]:
+    """Where a number is not measured yet: only what a plan needs to be a plan."""
+    kernels = [
+        {
+            "head_dim": head_dim,
+            "loader": loader,
+            "wide_step_us": 1.5,
+            "wide_unit_us": 3.0,
+            "wide_slowdown": 0.5,
+            "narrow_unit_us": 1.0,
+            "narrow_gb_per_s": [60.0] * len(ROWS),
+        }
+        for head_dim in HEAD_DIMS
+        for loader in LOADERS
+    ]
+    return {
+        "gpu": gpu,
+        "launch_us": 8.0,
+        "split_us": 1.0,
+        "partial_gb_per_s": 85.0,
+        "memory": [{"num_ctas": num_ctas, "gb_per_s": 4000.0}],
+        "kernels": kernels,
+    }
+
+
+def _measure_launch(bench: Bench, record: dict[str, Any]) -> float:
+    """One item of one step: what is left when that is taken away."""
+    us = bench.run(Workload("launch", (Request(TILE_KV, 1),), num_kv_heads=1, num_qo_heads=4), record).us
+    return round(us - float(record["kernels"][-1]["narrow_unit_us"]), 2)
+
+
+def _measure_memory(bench: Bench, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Decodes on so many CTAs and nothing else, less what one CTA's own bound takes."""
+
+    def rate(num_ctas: int) -> float:
+        decodes = (Request(KV_LEN, 1),) * max(2 * num_ctas // 3, 1)
+        workload = Workload("memory", decodes, num_ctas=num_ctas)
+        us = bench.run(workload, record).us - float(record["launch_us"])
+        return workload.num_bytes / us * 1e-3
+
+    few = max(bench.num_ctas // 8, 1)
+    cta_gb_per_s = rate(few) / few
+    points = []
+    for part in MEMORY_PARTS:
+        num_ctas = round(bench.num_ctas * part)
+        both = rate(num_ctas)
+        points.append({"num_ctas": num_ctas, "gb_per_s": round(_other_bound(both, cta_gb_per_s * num_ctas))})
+    return points
+
+
+def _other_bound(both: float, one: float) -> float:
+    """Of two bounds of a rate, the one that is not known; three times the rate where it does not show."""
+    least = both * (1 - 3**-POWER) ** (-1 / POWER)
+    return float((both**-POWER - max(one, least) ** -POWER) ** (-1 / POWER))
+
+
+def _shape(kernel: Kernel, group_size: int = 4, num_kv_heads: int = 8) -> Workload:
+    return Workload(
+        "shape",
+        (),
+        num_qo_heads=group_size * num_kv_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=kernel.head_dim,
+        page_size=PAGE_SIZES[kernel.loader],
+    )
+
+
+def _measure_wide(bench: Bench, record: dict[str, Any], kernel: Kernel) -> dict[str, float]:
+    """Two batches of about the same steps in few long units and in many short ones."""
+    qo_len = WIDE_TILE_Q // 4 * bench.num_ctas // 2  # half as many tiles as CTAs, of each of 8 kv heads
+    long = replace(_shape(kernel), requests=(Request(KV_LEN, qo_len),))
+    short = replace(_shape(kernel), requests=(Request(KV_LEN // 4, qo_len // 2),) * 8)
+    rows = []
+    for workload in (long, short):
+        run = bench.run(workload, record)
+        units, steps = run.wide_work()
+        rows.append((units, steps, (run.us - record["launch_us"]) * bench.num_ctas))
+    (units_a, steps_a, us_a), (units_b, steps_b, us_b) = rows
+    determinant = units_a * steps_b - units_b * steps_a
+    return {
+        "wide_step_us": round((units_a * us_b - units_b * us_a) / determinant, 3),
+        "wide_unit_us": round(max((us_a * steps_b - us_b * steps_a) / determinant, 0.1), 2),
+    }
+
+
+def _measure_narrow_unit(bench: Bench, record: dict[str, Any], kernel: Kernel) -> float:
+    """The same keys in requests of four steps and of sixteen; 16 kv heads, which go together."""
+    shape = _shape(kernel)
+    num_long = 4 * bench.num_ctas
+    times = []
+    for count, kv_len in ((4 * num_long, 4 * TILE_KV), (num_long, 16 * TILE_KV)):
+        times.append(bench.run(replace(shape, requests=(Request(kv_len, 1),) * count), record))
+    units = [sum(_narrow_units(run.plan)) for run in times]
+    difference_us = (times[0].us - times[1].us) * bench.num_ctas
+    return round(max(difference_us / (units[0] - units[1]), 0.1), 2)
+
+
+def _narrow_units(plan: bytes) -> Iterator[int]:
+    for item in items_of(plan)[: header_of(plan)["wide_begin"]]:
+        yield (item["kv_head_end"] - item["kv_head_begin"]) // item["heads_per_step"]
+
+
+def _measure_narrow(
+    bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int]
+) -> float:
+    """What one CTA draws while most of the others multiply: a third of the CTAs stream, and are done last."""
+    group_size, qo_len = rows
+    kernel = Kernel(entry["head_dim"], entry["loader"])
+    shape = _shape(kernel, group_size)
+    num_ctas = bench.num_ctas // 3
+    decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim)
+    narrow = replace(shape, requests=decodes)
+    # Rates with which the planner takes that many, and the work that the others have done by then.
+    guess_us = narrow.num_bytes / (num_ctas * 60.0) * 1e-3
+    steps = 0.6 * guess_us * (bench.num_ctas - num_ctas) / (1.25 * entry["wide_step_us"])
+    tiles = max(round(steps / (KV_LEN // TILE_KV) / shape.num_kv_heads), 1)
+    prompt = Request(KV_LEN, max(tiles * WIDE_TILE_Q // group_size, 2 * WIDE_TILE_Q))
+    forced = record | {
+        "memory": [{"num_ctas": num_ctas, "gb_per_s": 1e6}, {"num_ctas": num_ctas + 1, "gb_per_s": 1.0}],
+        "kernels": [entry | {"wide_slowdown": 0.0, "narrow_gb_per_s": [60.0] * len(ROWS)}],
+    }
+    run = bench.run(replace(shape, requests=(*decodes, prompt)), forced)
+    rate = narrow.num_bytes / (run.us - record["launch_us"]) * 1e-3
+    memory = _interpolated(record["memory"], run.num_narrow_ctas)
+    return round(_other_bound(rate, memory) / run.num_narrow_ctas, 1)
+
+
+def _interpolated(points: list[dict[str, Any]], num_ctas: int) -> float:
+    """As memory_gb_per_s() of cost_model.cpp."""
+    below, above = points[0], points[0]
+    for point in points:
+        below, above = above, point
+        if point["num_ctas"] >= num_ctas:
+            break
+    if above["num_ctas"] == below["num_ctas"]:
+        return float(above["gb_per_s"])
+    share = (num_ctas - below["num_ctas"]) / (above["num_ctas"] - below["num_ctas"])
+    return float(below["gb_per_s"] + min(share, 1) * (above["gb_per_s"] - below["gb_per_s"]))
+
+
+def _measure_slowdown(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> float:
+    """A batch of about as much narrow as wide work: what is left of the time of all CTAs, the narrow items' taken
+    away, is that of the wide ones. Twice, since the planner chooses by it."""
+    kernel = Kernel(entry["head_dim"], entry["loader"])
+    shape = _shape(kernel)
+    requests = (Request(KV_LEN, 1),) * (64 * 128 // kernel.head_dim) + (Request(KV_LEN, KV_LEN // 4),)
+    slowdown = float(entry["wide_slowdown"])
+    for _ in range(2):
+        kernels = [entry | {"wide_slowdown": slowdown}]
+        run = bench.run(replace(shape, requests=requests), record | {"kernels": kernels})
+        _, steps = run.wide_work()
+        ends_us = [cta["predicted_us"] for cta in ctas_of(run.plan)]
+        step_us = entry["wide_step_us"] * (1 + slowdown * run.num_narrow_ctas / bench.num_ctas)
+        other_us = sum(ends_us) - steps * step_us
+        all_us = run.us * sum(ends_us) / max(ends_us)  # the others wait for the last
+        real_step_us = (all_us - other_us) / steps
+        slowdown = (real_step_us / entry["wide_step_us"] - 1) * bench.num_ctas / run.num_narrow_ctas
+        slowdown = round(min(max(slowdown, 0.0), 2.0), 2)
+    return slowdown
+
+
+def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
+    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow and wide ones."""
+    kernel = Kernel(128, "tma")
+    shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
+    costs_us = []
+    for qo_len in (1, WIDE_TILE_Q // 4):
+        cut, whole = (
+            bench.run(replace(shape, requests=(Request(kv_len, qo_len),) * count), record)
+            for count, kv_len in ((bench.num_ctas // 4, 2 * KV_LEN), (bench.num_ctas, KV_LEN // 2))
+        )
+        # The pieces are of whole steps, and the longest has some more.
+        step_us = (whole.us - record["launch_us"]) / whole.longest_item()
+        more_us = (cut.longest_item() - whole.longest_item()) * step_us
+        costs_us.append(max(cut.us - whole.us - more_us, 0.1))
+    narrow_us, wide_us = costs_us
+    partial_bytes = 2 * WIDE_TILE_Q * kernel.head_dim * 4
+    rate = partial_bytes / max(wide_us - narrow_us, 0.1) * 1e-3
+    return {"split_us": round(narrow_us, 2), "partial_gb_per_s": round(rate, 1)}
+
+
+@contextmanager
+def _written(calibration: dict[str, Any]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "calibration.json"
+        file.write_text(json.dumps(calibration))
+        yield file
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=NUM_STAGES, completed=-1)
+        yield lambda description: progress.update(task, description=description, advance=1)
+        progress.update(task, advance=1)
