@@ -114,10 +114,11 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.wide_tiles.clear();
   scratch.schedule.reset(limits.num_ctas);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
-  const double wide_us = total_wide_us(scratch.wide_tiles, costs, limits.num_ctas);
+  const LineWork wide_work = sum_work(scratch.wide_tiles);
+  const double wide_us = wide_work.whole_us(wide_unit_costs(costs, limits.num_ctas, 0));
   choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
   schedule_narrow(scratch.narrow_tiles, wide_us, costs, scratch.schedule);
-  schedule_wide(scratch.wide_tiles, wide_us, costs, scratch.wide, scratch.schedule);
+  schedule_wide(scratch.wide_tiles, wide_work, costs, scratch.wide, scratch.schedule);
 }
 
 /// The load that a CTA gets. CTAs 2 i and 2 i + 1 run on two SMs that share a port to the memory: the first
@@ -218,16 +219,6 @@ void Schedule::reset(int32_t num_ctas) {
   split_tiles.clear();
   num_partial_rows = 0;
   num_narrow_ctas = 0;
-}
-
-void Schedule::add_item(Kind kind, int32_t cta, const WorkItem& item, double us) {
-  ctas[cta].us += us;
-  if (kind == Kind::kNarrow) {
-    narrow_items.push_back(item);
-    ++ctas[cta].num_narrow_items;
-  } else {
-    wide_items.push_back({item, us});
-  }
 }
 
 void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {

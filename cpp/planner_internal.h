@@ -14,6 +14,7 @@
 #include <onewave/plan_format.h>
 #include <onewave/planner.h>
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -41,13 +42,18 @@ struct Tile : WorkItem {
 inline constexpr int kNumCostClasses = kNumRowClasses;
 enum WideClass : int32_t { kWideShared, kWideAlone };
 
-inline int32_t step_keys(const WorkItem& item) { return kTileKv / item.heads_per_step; }
+/// heads_per_step is a power of two: no divisions, which cost more than all else here.
+inline int32_t step_keys(const WorkItem& item) {
+  return kTileKv >> std::countr_zero(static_cast<uint32_t>(item.heads_per_step));
+}
 /// Of a unit: an item's rows against all its keys, for the kv heads of one step.
 inline int32_t num_steps(const WorkItem& item) {
-  return (item.kv_end - item.kv_begin + step_keys(item) - 1) / step_keys(item);
+  const int32_t keys = step_keys(item);
+  return (item.kv_end - item.kv_begin + keys - 1) >> std::countr_zero(static_cast<uint32_t>(keys));
 }
 inline int32_t num_units(const WorkItem& item) {
-  return (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
+  return (item.kv_head_end - item.kv_head_begin) >>
+         std::countr_zero(static_cast<uint32_t>(item.heads_per_step));
 }
 
 enum class Kind { kNarrow, kWide };
@@ -74,7 +80,15 @@ struct Schedule {
 
   void reset(int32_t num_ctas);
   /// Narrow items come in the order of their CTAs.
-  void add_item(Kind kind, int32_t cta, const WorkItem& item, double us);
+  void add_item(Kind kind, int32_t cta, const WorkItem& item, double us) {
+    ctas[cta].us += us;
+    if (kind == Kind::kNarrow) {
+      narrow_items.push_back(item);
+      ++ctas[cta].num_narrow_items;
+    } else {
+      wide_items.push_back({item, us});
+    }
+  }
   /// Opens a merge record for the unit of a tile that begins at a kv head; its pieces follow at once, in key
   /// order, through add_split.
   void open_split_tile(const Tile& tile, int32_t kv_head);
@@ -91,22 +105,23 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
                            std::vector<Tile>& tiles);
 
 /// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_us`: the wide work that all
-/// CTAs share afterwards, in CTA-microseconds.
+/// CTAs share afterwards, in CTA-microseconds, where nothing streams beside it.
 void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
                      Schedule& schedule);
 
-/// CTA-microseconds of all wide tiles, unsplit, where nothing streams beside them.
-double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs, int num_ctas);
+struct LineWork;  // planner_line.h
 
 struct WideScratch {
   std::vector<uint64_t> order;
+  std::vector<WideItem> sorted_items;
+  std::vector<int32_t> bucket_ends;
   std::vector<uint64_t> heap;
   std::vector<CtaLoad> narrow_loads;
 };
 
 /// Longest first into the queue, from which the CTA that is done first takes the next; splits units where
-/// that does not balance. `wide_us`: total_wide_us of the tiles.
-void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
+/// that does not balance. `work`: of the tiles.
+void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule);
 
 }  // namespace onewave::planner

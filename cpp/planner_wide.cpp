@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "planner_internal.h"
@@ -86,23 +87,37 @@ void assign_longest_first(const std::vector<Tile>& tiles, const KindCosts& costs
   }
 }
 
+/// Longest first, nearly: by 512 classes of time, in the order in which they are within each.
+void sort_by_time(std::vector<WideItem>& items, WideScratch& scratch) {
+  constexpr int kNumBuckets = 512;
+  double longest_us = 0;
+  for (const WideItem& item : items) longest_us = std::max(longest_us, item.us);
+  const double scale = (kNumBuckets - 1) / longest_us;
+  const auto bucket = [&](const WideItem& item) {
+    return kNumBuckets - 1 - static_cast<int>(item.us * scale);
+  };
+  scratch.bucket_ends.assign(kNumBuckets + 1, 0);
+  for (const WideItem& item : items) ++scratch.bucket_ends[bucket(item) + 1];
+  std::partial_sum(scratch.bucket_ends.begin(), scratch.bucket_ends.end(), scratch.bucket_ends.begin());
+  scratch.sorted_items.resize(items.size());
+  for (const WideItem& item : items) scratch.sorted_items[scratch.bucket_ends[bucket(item)]++] = item;
+  items.swap(scratch.sorted_items);
+}
+
 /// What was cut for certain CTAs, into the queue: unit by unit, longest first, and the loads that come of it.
 void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
-  const size_t num_ranges = schedule.wide_items.size();
-  for (size_t i = 0; i < num_ranges; ++i) {
-    WideItem unit = schedule.wide_items[i];
-    const int32_t num_heads = unit.item.kv_head_end - unit.item.kv_head_begin;
-    unit.us /= num_heads;
-    unit.item.kv_head_end = unit.item.kv_head_begin + 1;
-    schedule.wide_items[i] = unit;
-    for (int32_t head = 1; head < num_heads; ++head) {
-      ++unit.item.kv_head_begin;
-      ++unit.item.kv_head_end;
-      schedule.wide_items.push_back(unit);
+  scratch.sorted_items.clear();
+  for (const WideItem& range : schedule.wide_items) {
+    WideItem unit = range;
+    unit.us /= range.item.kv_head_end - range.item.kv_head_begin;
+    for (int32_t head = range.item.kv_head_begin; head < range.item.kv_head_end; ++head) {
+      unit.item.kv_head_begin = head;
+      unit.item.kv_head_end = head + 1;
+      scratch.sorted_items.push_back(unit);
     }
   }
-  std::stable_sort(schedule.wide_items.begin(), schedule.wide_items.end(),
-                   [](const WideItem& a, const WideItem& b) { return a.us > b.us; });
+  schedule.wide_items.swap(scratch.sorted_items);
+  sort_by_time(schedule.wide_items, scratch);
   schedule.ctas = scratch.narrow_loads;
   LoadHeap heap(schedule.ctas, scratch.heap);
   for (const WideItem& item : schedule.wide_items) {
@@ -135,15 +150,12 @@ KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_c
   return by_class;
 }
 
-double total_wide_us(const std::vector<Tile>& tiles, const CostModel& costs, int num_ctas) {
-  return sum_work(tiles).whole_us(wide_unit_costs(costs, num_ctas, 0));
-}
-
-void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostModel& model,
+void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
                    WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
   const KindCosts costs =
       wide_unit_costs(model, static_cast<int>(schedule.ctas.size()), schedule.num_narrow_ctas);
+  const double wide_us = work.whole_us(costs);
   scratch.narrow_loads = schedule.ctas;
   const size_t num_narrow_splits = schedule.split_tiles.size();
   const int32_t num_narrow_rows = schedule.num_partial_rows;
@@ -158,7 +170,7 @@ void schedule_wide(const std::vector<Tile>& tiles, double wide_us, const CostMod
   const double whole_makespan_us = makespan_us(schedule);
   if (whole_makespan_us <= kTolerance * mean_us(schedule)) return;
   start_again();
-  cut_line(tiles, sum_work(tiles), costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
+  cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
   if (makespan_us(schedule) < whole_makespan_us) return;
   start_again();
