@@ -1,14 +1,19 @@
 """`python -m onewave calibrate`: what it reads from times, where the times follow the model."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import onewave
 import pytest
 import torch
+from onewave import _core
 from onewave._calibration import to_core
 from onewave._cli.calibrate import Run, calibrate
 from onewave._cli.plan import plan_workload, predict_bars
 from onewave.bench.workload import Workload
 from onewave.bench.workloads import WORKLOADS
+from onewave.plan_format import Plan
 from rich.console import Console
 
 TRUTH: dict[str, Any] = {
@@ -88,3 +93,56 @@ def test_the_record_predicts_as_the_truth(record: dict[str, Any]) -> None:
             for calibration in (record, TRUTH)
         )
         assert predicted == pytest.approx(true, rel=0.05)
+
+
+def plan_with(file: Path) -> Plan:
+    attention = onewave.BatchAttention(device="cpu", calibration=file)
+    qo_indptr = torch.tensor([0, *range(1, 65), 64 + 4096], dtype=torch.int32)
+    kv_indptr = torch.arange(66, dtype=torch.int32) * 512
+    kv_indices = torch.arange(65 * 512, dtype=torch.int32)
+    kv_len_arr = torch.full((65,), 8192, dtype=torch.int32)
+    attention.plan(qo_indptr, kv_indptr, kv_indices, kv_len_arr, 32, 8, 128, 128, 16, causal=True)
+    return Plan(attention.plan_bytes())
+
+
+def test_a_plan_goes_by_the_file(tmp_path: Path) -> None:
+    """Where one CTA draws little, more of them stream."""
+    file = tmp_path / "gpu.json"
+    nums_narrow_ctas = []
+    for rate in (90.0, 30.0):
+        kernels = [kernel | {"narrow_gb_per_s": [rate] * 3} for kernel in TRUTH["kernels"]]
+        file.write_text(json.dumps(TRUTH | {"kernels": kernels}))
+        plan = plan_with(file)
+        assert (plan.ctas["predicted_us"] >= TRUTH["launch_us"]).all()
+        nums_narrow_ctas.append(int(plan.header["num_narrow_ctas"]))
+    assert 0 < nums_narrow_ctas[0] < nums_narrow_ctas[1] < 132
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"memory": []}, "every rate and time must be positive"),
+        ({"memory": [{"num_ctas": 5, "gb_per_s": 1}, {"num_ctas": 5, "gb_per_s": 2}]}, "points ascend"),
+        ({"launch_us": "soon"}, "calibration .*gpu.json"),
+        ({"kernels": []}, "has no kernel for head_dim 128 that loads by TMA"),
+        ({"kernels": [{}]}, "calibration .*gpu.json: KeyError"),
+    ],
+)
+def test_a_file_that_is_no_calibration(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps(TRUTH | change))
+    with pytest.raises(ValueError, match=message):
+        plan_with(file)
+    file.write_text("no JSON")
+    with pytest.raises(ValueError, match="not JSON"):
+        plan_with(file)
+
+
+def test_the_library_knows_its_gpus() -> None:
+    names = [calibration.gpu for calibration in _core.calibrations()]
+    assert len(names) == len(set(names)) >= 2
+    for name in names:
+        assert _core.calibration_of(name).gpu == name
+    assert "H100" in _core.calibration_of("NVIDIA H100 PCIe").gpu
+    assert "H200" in _core.calibration_of("NVIDIA GH200 480GB").gpu
+    assert "H200" in _core.calibration_of("").gpu
