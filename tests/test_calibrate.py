@@ -15,6 +15,7 @@ from onewave.bench.workload import Workload
 from onewave.bench.workloads import WORKLOADS
 from onewave.plan_format import Plan
 from rich.console import Console
+from test_cli import run_cli
 
 TRUTH: dict[str, Any] = {
     "gpu": "GPU of the test",
@@ -146,3 +147,10 @@ def test_the_library_knows_its_gpus() -> None:
     assert "H100" in _core.calibration_of("NVIDIA H100 PCIe").gpu
     assert "H200" in _core.calibration_of("NVIDIA GH200 480GB").gpu
     assert "H200" in _core.calibration_of("").gpu
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and it takes minutes")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = run_cli("calibrate", "--output", str(tmp_path / "gpu.json"))
+    assert done.returncode == 2 and "calibrate: no NVIDIA driver was found" in done.stdout
+    assert "Traceback" not in done.stderr and not (tmp_path / "gpu.json").exists()

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onewave
-from onewave import _core
 from onewave._calibration import LOADERS
 from onewave._cli.records import ctas_of, header_of, items_of
 from onewave.bench.machine import describe_machine
@@ -28,6 +27,7 @@ from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors
 from onewave.bench.timing import GpuStopwatch
 from onewave.bench.workload import Request, Workload
+from onewave.workspace import resolve_device
 
 TILE_KV = 128
 WIDE_TILE_Q = 128
@@ -111,9 +111,13 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_calibrate(options: argparse.Namespace) -> int:
+    """The exit status: 2 where there is no GPU to measure."""
     console = Console()
-    _core.device_info(torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        device = resolve_device("cuda")
+    except onewave.DeviceError as error:
+        console.print(f"calibrate: {error}", style="red", highlight=False, markup=False)
+        return 2
     record = calibrate(Bench(device, options.runs), console)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n")
