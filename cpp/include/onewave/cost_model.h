@@ -1,8 +1,8 @@
 #pragma once
 
-/// What the planner takes work to cost on a GPU. The two kinds are bound by different things and do not
-/// disturb each other on different SMs: a wide item costs tensor time, a narrow item costs bytes. All numbers
-/// are measured, by `python -m onewave calibrate`.
+/// What the planner takes work to cost on a GPU. A wide item costs tensor time, a narrow item costs bytes; on
+/// different SMs they disturb each other only on the way out of the L2, which wide items need as much as
+/// narrow ones (wide_slowdown). All numbers are measured, by `python -m onewave calibrate`.
 
 #include <onewave/plan_format.h>
 #include <onewave/types.h>
@@ -28,7 +28,7 @@ struct KernelRates {
   float wide_unit_us;   ///< beside its steps: the first tile, the mask, the output
   float wide_slowdown;  ///< part that steps take longer beside CTAs that stream, if these were all
   float narrow_unit_us;
-  std::array<float, kNumRowClasses> narrow_gb_per_s;  ///< K and V, where the memory does not bound it
+  std::array<float, kNumRowClasses> narrow_gb_per_s;  ///< K and V, beside CTAs that multiply
 };
 
 /// What the memory gives to so many CTAs together that read as fast as they can.

@@ -74,7 +74,8 @@ struct CtaRecord {
   int32_t narrow_begin;
   int32_t narrow_end;
   int32_t first_item;  ///< -1: none; a CTA that has no narrow items either does nothing
-  float predicted_us;
+  float predicted_us;  ///< when it is done, the launch included, if every item costs what the planner takes
+                       ///< it to
 };
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
