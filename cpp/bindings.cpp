@@ -64,8 +64,11 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
   };
 }
 
-/// Where the caller gives none.
-CostModel default_costs(const AttentionShape& shape) { return CostModel(shape, calibration_of("")); }
+/// The caller's, or where there are none an H200's, made in `fallback`.
+const CostModel& costs_or_default(const CostModel* costs, const AttentionShape& shape,
+                                  std::optional<CostModel>& fallback) {
+  return costs != nullptr ? *costs : fallback.emplace(shape, calibration_of(""));
+}
 
 nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& shape, bool causal,
                               float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
@@ -77,8 +80,8 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
   const BatchSpec batch =
       batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices);
-  if (costs != nullptr) return to_bytes(plan_batch(batch, limits, *costs, buffer.get()));
-  return to_bytes(plan_batch(batch, limits, default_costs(shape), buffer.get()));
+  std::optional<CostModel> fallback;
+  return to_bytes(plan_batch(batch, limits, costs_or_default(costs, shape, fallback), buffer.get()));
 }
 
 std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionShape& shape, int32_t batch_size,
@@ -90,7 +93,8 @@ std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionSha
   }
   std::vector<double> us(header->num_items);
   const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0);
-  predict_items(header, batch, costs != nullptr ? *costs : default_costs(shape), us.data());
+  std::optional<CostModel> fallback;
+  predict_items(header, batch, costs_or_default(costs, shape, fallback), us.data());
   return us;
 }
 
@@ -273,7 +277,8 @@ void bind_cost_model(nb::module_& m) {
                                    .kernels = std::move(kernels)};
           },
           "gpu"_a, "launch_us"_a, "split_us"_a, "partial_gb_per_s"_a, "memory"_a, "kernels"_a)
-      .def_ro("gpu", &Calibration::gpu);
+      .def_ro("gpu", &Calibration::gpu)
+      .def("memory_gb_per_s", &Calibration::memory_gb_per_s, "num_ctas"_a);
   nb::class_<CostModel>(m, "CostModel")
       .def(nb::init<const AttentionShape&, const Calibration&>(), "shape"_a, "calibration"_a)
       .def_prop_ro("launch_us", &CostModel::launch_us);

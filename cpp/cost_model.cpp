@@ -9,17 +9,6 @@
 namespace onewave {
 namespace {
 
-/// Of bandwidth, linear between the points, constant outside.
-double memory_gb_per_s(const std::vector<MemoryRate>& points, int num_ctas) {
-  const auto above = std::find_if(points.begin(), points.end(),
-                                  [&](const MemoryRate& point) { return point.num_ctas >= num_ctas; });
-  if (above == points.begin()) return above->gb_per_s;
-  if (above == points.end()) return points.back().gb_per_s;
-  const MemoryRate& below = *std::prev(above);
-  const double share = static_cast<double>(num_ctas - below.num_ctas) / (above->num_ctas - below.num_ctas);
-  return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
-}
-
 /// Microseconds for `bytes` on each of `num_ctas` CTAs of which one alone reads `cta_gb_per_s`. The two
 /// bounds meet in a curve, not a corner: the fourth power fits bench/results/narrow_curve_h100.json within 3
 /// %.
@@ -59,18 +48,25 @@ void check_rates(const Calibration& calibration, const KernelRates& kernel) {
 
 }  // namespace
 
+double Calibration::memory_gb_per_s(int num_ctas) const {
+  const auto above = std::find_if(memory.begin(), memory.end(),
+                                  [&](const MemoryRate& point) { return point.num_ctas >= num_ctas; });
+  if (above == memory.begin()) return above->gb_per_s;
+  if (above == memory.end()) return memory.back().gb_per_s;
+  const MemoryRate& below = *std::prev(above);
+  const double share = static_cast<double>(num_ctas - below.num_ctas) / (above->num_ctas - below.num_ctas);
+  return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
+}
+
 const Calibration& calibration_of(std::string_view gpu) {
   const std::vector<Calibration>& known = calibrations();
-  const auto find = [&](const auto& is_it) {
-    return std::find_if(known.begin(), known.end(),
-                        [&](const Calibration& calibration) { return is_it(calibration.gpu); });
-  };
-  auto found = find([&](const std::string& name) { return name == gpu; });
-  for (const std::string_view kind : {"H100", "H200"}) {
-    if (found == known.end() && (kind == "H200" || gpu.find(kind) != std::string_view::npos))
-      found = find([&](const std::string& name) { return name.find(kind) != std::string::npos; });
-  }
-  return *found;
+  const auto exact = std::find_if(known.begin(), known.end(),
+                                  [&](const Calibration& calibration) { return calibration.gpu == gpu; });
+  if (exact != known.end()) return *exact;
+  const std::string_view kind = gpu.find("H100") != std::string_view::npos ? "H100" : "H200";
+  return *std::find_if(known.begin(), known.end(), [&](const Calibration& calibration) {
+    return calibration.gpu.find(kind) != std::string::npos;
+  });
 }
 
 CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration)
@@ -84,7 +80,7 @@ CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration
   std::copy(kernel_.narrow_gb_per_s.begin(), kernel_.narrow_gb_per_s.end(), cta_gb_per_s.begin());
   cta_gb_per_s.back() = step_bytes / kernel_.wide_step_us * 1e-3;
   for (int num_ctas = 0; num_ctas <= kMaxNumCtas; ++num_ctas) {
-    const double memory = memory_gb_per_s(calibration.memory, num_ctas);
+    const double memory = calibration.memory_gb_per_s(num_ctas);
     for (size_t i = 0; i < cta_gb_per_s.size(); ++i)
       step_us_[i][num_ctas] = static_cast<float>(read_us(step_bytes, cta_gb_per_s[i], memory, num_ctas));
   }

@@ -2,13 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from onewave import _core
 
-NUM_ROW_CLASSES = 3
 LOADERS = {"tma": _core.Loader.TMA, "gather": _core.Loader.GATHER}
 
 
@@ -37,7 +35,6 @@ def to_core(record: dict[str, Any]) -> _core.Calibration:
 
 
 def _kernel(kernel: dict[str, Any]) -> _core.KernelRates:
-    rates: Iterable[float] = kernel["narrow_gb_per_s"]
     return _core.KernelRates(
         kernel["head_dim"],
         LOADERS[kernel["loader"]],
@@ -45,5 +42,5 @@ def _kernel(kernel: dict[str, Any]) -> _core.KernelRates:
         kernel["wide_unit_us"],
         kernel["wide_slowdown"],
         kernel["narrow_unit_us"],
-        list(rates),
+        kernel["narrow_gb_per_s"],
     )

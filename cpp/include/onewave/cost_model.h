@@ -45,6 +45,9 @@ struct Calibration {
   float partial_gb_per_s;  ///< at which one CTA writes or reads partials
   std::vector<MemoryRate> memory;  ///< ascending
   std::vector<KernelRates> kernels;
+
+  /// Linear between the points of `memory`, constant outside.
+  double memory_gb_per_s(int num_ctas) const;
 };
 
 /// Those in the library.

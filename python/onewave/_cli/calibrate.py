@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onewave
-from onewave._calibration import LOADERS
+from onewave._calibration import LOADERS, to_core
 from onewave._cli.records import ctas_of, header_of, items_of
 from onewave.bench.machine import describe_machine
 from onewave.bench.system import Onewave
@@ -47,11 +47,6 @@ NUM_STAGES = 3 + 4 * len(HEAD_DIMS) * len(PAGE_SIZES)
 class Kernel(NamedTuple):
     head_dim: int
     loader: str
-
-    @property
-    def step_bytes(self) -> int:
-        """K and V of a step."""
-        return 2 * TILE_KV * self.head_dim * torch.bfloat16.itemsize
 
 
 class Run(NamedTuple):
@@ -241,7 +236,7 @@ def _measure_wide(bench: Bench, record: dict[str, Any], kernel: Kernel) -> dict[
 
 
 def _measure_narrow_unit(bench: Bench, record: dict[str, Any], kernel: Kernel) -> float:
-    """The same keys in requests of four steps and of sixteen; 16 kv heads, which go together."""
+    """The same keys in requests of four steps and of sixteen."""
     shape = _shape(kernel)
     num_long = 4 * bench.num_ctas
     times = []
@@ -278,21 +273,8 @@ def _measure_narrow(
     }
     run = bench.run(replace(shape, requests=(*decodes, prompt)), forced)
     rate = narrow.num_bytes / (run.us - record["launch_us"]) * 1e-3
-    memory = _interpolated(record["memory"], run.num_narrow_ctas)
+    memory = to_core(record).memory_gb_per_s(run.num_narrow_ctas)
     return round(_other_bound(rate, memory) / run.num_narrow_ctas, 1)
-
-
-def _interpolated(points: list[dict[str, Any]], num_ctas: int) -> float:
-    """As memory_gb_per_s() of cost_model.cpp."""
-    below, above = points[0], points[0]
-    for point in points:
-        below, above = above, point
-        if point["num_ctas"] >= num_ctas:
-            break
-    if above["num_ctas"] == below["num_ctas"]:
-        return float(above["gb_per_s"])
-    share = (num_ctas - below["num_ctas"]) / (above["num_ctas"] - below["num_ctas"])
-    return float(below["gb_per_s"] + min(share, 1) * (above["gb_per_s"] - below["gb_per_s"]))
 
 
 def _measure_slowdown(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> float:
