@@ -1,4 +1,4 @@
-"""What a plan costs the host: the planner alone, and plan() as an engine calls it.
+"""What a plan costs the host: the planner alone, by each calibration of the library, and plan() as an engine calls it.
 
     python3 bench/plan_latency.py --output bench/results/plan_latency_cpu.json
 
@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,11 @@ def measure(requests: tuple[Request, ...], device: str, num_runs: int) -> dict[s
     limits = _core.PlanLimits(2048, 65536, 1 << 17, 132)
     core_shape = _core.AttentionShape(*shape[:3], workload.page_size, _core.DType.BFLOAT16)
     addresses = [tensor.data_ptr() for tensor in lens]
-    costs = _core.CostModel(core_shape, _core.calibration_of(""))
+    all_costs = {
+        calibration.gpu: _core.CostModel(core_shape, calibration) for calibration in _core.calibrations()
+    }
 
-    def plan_core() -> bytes:
+    def plan_core(costs: _core.CostModel) -> bytes:
         return _core.plan_batch(limits, core_shape, True, 0.1, len(requests), *addresses, 0, costs)
 
     def plan() -> None:
@@ -74,10 +77,10 @@ def measure(requests: tuple[Request, ...], device: str, num_runs: int) -> dict[s
         kv_indices.clone()
 
     return {
-        "planner_us": time_us(plan_core, num_runs),
+        "planner_us": {gpu: time_us(partial(plan_core, costs), num_runs) for gpu, costs in all_costs.items()},
         "plan_us": time_us(plan, num_runs),
         "host_page_table_us": None if device == "cuda" else time_us(handle_page_table, num_runs),
-        "plan_bytes": len(plan_core()),
+        "plan_bytes": {gpu: len(plan_core(costs)) for gpu, costs in all_costs.items()},
     }
 
 
@@ -115,7 +118,8 @@ def main() -> None:
         "batch", "planner us", "plan() us", "of it host page table us", "bytes", title=record["processor"]
     )
     for name, row in rows.items():
-        table.add_row(name, *(str(value) for value in row.values()))
+        values = (value.values() if isinstance(value, dict) else [value] for value in row.values())
+        table.add_row(name, *(", ".join(map(str, each)) for each in values))
     Console().print(table)
 
 
