@@ -99,9 +99,15 @@ struct TmaLoader {
                      kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
+  /// Tells the consumers, too, that the warp has read what it needs of the items before (queue.cuh). The boxes
+  /// may land before the barrier expects them: it waits for the arrival.
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
-    if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
     __syncwarp();
+    if (lane == 0) {
+      ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
+    } else if (lane < kArrivingLanes) {
+      ptx::mbarrier_arrive(full);
+    }
   }
 };
 

@@ -21,6 +21,7 @@ struct RingPosition {
   /// Of the current lap; a consumer waits for it, a producer for the lap before.
   __device__ __forceinline__ uint32_t parity() const { return count / kStages % 2; }
   __device__ __forceinline__ void advance() { ++count; }
+  __device__ __forceinline__ RingPosition previous() const { return {count - 1}; }
 };
 
 /// By every lane of a consumer warp, when all it did before may be taken as done.
@@ -73,7 +74,7 @@ struct KindRings {
   Ring<kNumStages> v;
 
   __device__ void init() {
-    constexpr uint32_t kKvArrivals = kGather ? kWarpgroupThreads : 1;
+    constexpr uint32_t kKvArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
     q.init(kQueryLoaderThreads + 1);  // the last is of the thread that writes the item's record
     k.init(kKvArrivals);
     v.init(kKvArrivals);

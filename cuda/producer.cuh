@@ -217,16 +217,24 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   }
 }
 
+/// Whether a stage of narrow items is asked for only when the one before has landed. Where most CTAs stream,
+/// half of the bytes in flight draw the memory's whole bandwidth, and every load of the few that multiply
+/// waits behind them.
+__device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
+  return header->wide_begin < header->num_items && 2 * header->num_narrow_ctas > header->num_ctas;
+}
+
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
 template <class Items, class Loader, class Queue, class Load>
 __device__ __forceinline__ void load_tiles(const Loader& loader, const typename Items::Cursor& cursor,
-                                           Queue& queue, Ring<kNumStages>& ring, Load&& load) {
+                                           Queue& queue, Ring<kNumStages>& ring, bool gently, Load&& load) {
   RingPosition<kNumStages> at;
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   KvTile<Loader> tile = stream.next();
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
     ring.wait_empty(at);
+    if (Items::kKind == Kind::kNarrow && gently && at.count > 0) ring.wait_full(at.previous());
     load(tile, at.stage());
     at.advance();
     tile = next_tile;
@@ -242,6 +250,7 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
   using Loader = KvLoader<Items::kKind>;
   using Queries = QueryStream<Items, KindTiles, RowsShift>;
   const Loader loader(params, work.header);
+  const bool gently = streams_gently(work.header);
   if constexpr (kGather) {
     auto queue = source.queue();
     queue.begin();
@@ -252,14 +261,16 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
   } else if (warp == 0) {
     auto request = source.draw_request();
     request.begin();
-    load_tiles<Items>(loader, source.cursor(), request, rings.k, [&](const KvTile<Loader>& tile, int stage) {
-      loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
-    });
+    load_tiles<Items>(loader, source.cursor(), request, rings.k, gently,
+                      [&](const KvTile<Loader>& tile, int stage) {
+                        loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
+                      });
   } else if (warp == 1) {
     NoQueue queue;
-    load_tiles<Items>(loader, source.cursor(), queue, rings.v, [&](const KvTile<Loader>& tile, int stage) {
-      loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
-    });
+    load_tiles<Items>(loader, source.cursor(), queue, rings.v, gently,
+                      [&](const KvTile<Loader>& tile, int stage) {
+                        loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
+                      });
   } else {
     auto queue = source.queue();
     queue.serve_begin();

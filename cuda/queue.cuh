@@ -109,7 +109,10 @@ class ItemQueue {
   }
 
  private:
-  __device__ __forceinline__ static bool draws() { return threadIdx.x / 32 == kDrawingWarp; }
+  /// The shuffle tells the compiler that the answer is the warp's: else all that follows may be divergent.
+  __device__ __forceinline__ static bool draws() {
+    return __shfl_sync(0xffffffff, threadIdx.x / 32, 0) == kDrawingWarp;
+  }
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
 
   __device__ __forceinline__ void wait_request() {
