@@ -33,11 +33,11 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
   const CtaRecord& cta = work.cta;
   if (!kGather && threadIdx.x == 0 && params.num_pages > 0)
     prefetch_tensor_maps(params, cta.narrow_begin < cta.narrow_end);
-  produce(params, work, NarrowItems{work}, storage.narrow.tiles, nullptr, storage.narrow_rings,
-          narrow_rows_shift);
+  produce(params, work, NarrowItems{work}, storage.narrow.tiles, storage.page_ids, nullptr,
+          storage.narrow_rings, narrow_rows_shift);
   if (!has_wide_items(work)) return;
-  produce(params, work, WideItems{params, work, storage}, storage.wide.tiles, storage.wide.items,
-          storage.wide_rings, [](int) { return kWideRowsShift; });
+  produce(params, work, WideItems{params, work, storage}, storage.wide.tiles, storage.page_ids,
+          storage.wide.items, storage.wide_rings, [](int) { return kWideRowsShift; });
 }
 
 __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {

@@ -2,7 +2,8 @@
 
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
-///   rows = loader.lookup(keys, tile_begin)  starts reading the page ids of a tile; used two tiles later
+///   rows = loader.lookup(keys, tile_begin, n)  starts reading the page ids of the n-th tile; used two tiles
+///                                              later
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
@@ -48,14 +49,14 @@ struct TmaLoader {
   int page_shift;  ///< log2(page_size)
   uint64_t policy;
 
-  __device__ __forceinline__ TmaLoader(const KernelParams& params, const PlanHeader* header)
+  __device__ __forceinline__ TmaLoader(const KernelParams& params, const PlanHeader* header, PageIds&)
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         lane(threadIdx.x % 32),
         page_shift(__ffs(header->page_size) - 1),
         policy(kv_cache_policy<kKind>(header)) {}
 
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, int) const {
     const TmaBox box(params, keys.step_heads_shift);
     const int token_box = lane >> (keys.step_heads_shift - box.heads_shift);
     const int key = tile_begin + (token_box << box.tokens_shift);
@@ -99,8 +100,8 @@ struct TmaLoader {
                      kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
-  /// Tells the consumers, too, that the warp has read what it needs of the items before (queue.cuh). The boxes
-  /// may land before the barrier expects them: it waits for the arrival.
+  /// Tells the consumers, too, that the warp has read what it needs of the items before (queue.cuh). The
+  /// boxes may land before the barrier expects them: it waits for the arrival.
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     __syncwarp();
     if (lane == 0) {
@@ -116,33 +117,38 @@ struct TmaLoader {
 template <Kind kKind>
 struct GatherLoader {
   struct Rows {
-    int page;  ///< -1: past kv_end
-    int token;
-    int head;  ///< of the step
+    int token;  ///< in its page; -1: past kv_end
+    int head;   ///< of the step
+    int slot;   ///< of page_ids
   };
 
   const KernelParams& params;
   const int32_t* kv_indices;
+  PageIds& page_ids;
   unsigned page_size;
   int row;              ///< of the stage, one per producer thread
   const char* k_first;  ///< this lane's chunk of the first row
   const char* v_first;
 
-  __device__ __forceinline__ GatherLoader(const KernelParams& params, const PlanHeader* header)
+  __device__ __forceinline__ GatherLoader(const KernelParams& params, const PlanHeader* header,
+                                          PageIds& page_ids)
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
+        page_ids(page_ids),
         page_size(header->page_size),
         row(threadIdx.x % kWarpgroupThreads),
         k_first(first_chunk(params.k)),
         v_first(first_chunk(params.v)) {}
 
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin) const {
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, int n) const {
     const int tile_keys = kTileKv >> keys.step_heads_shift;
     const int key = tile_begin + (row & (tile_keys - 1));
     if (key >= keys.end) return {-1, 0, 0};
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
-    return {kv_indices[keys.page_begin + page_idx], static_cast<int>(key - page_idx * page_size),
-            row << keys.step_heads_shift >> kTileKvShift};
+    const int slot = n % kPageIdSlots;
+    ptx::cp_async_4(ptx::shared_address(&page_ids.of_row[slot][row]),
+                    kv_indices + keys.page_begin + page_idx);
+    return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kTileKvShift, slot};
   }
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
@@ -167,8 +173,9 @@ struct GatherLoader {
   __device__ __forceinline__ void load(const GatheredTensor& source, const char* first, const Rows& rows,
                                        int kv_head, Element* stage, uint64_t* full) const {
     const int lane = row % 32;
-    const bool valid = rows.page >= 0;
-    const uint32_t offset = rows.page * source.page_chunks + rows.token * source.token_chunks +
+    const bool valid = rows.token >= 0;
+    const uint32_t page = valid ? page_ids.of_row[rows.slot][row] : 0;
+    const uint32_t offset = page * source.page_chunks + rows.token * source.token_chunks +
                             (kv_head + rows.head) * source.head_chunks;
     const uint32_t destination = ptx::shared_address(stage) +
                                  tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);

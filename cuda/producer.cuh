@@ -73,7 +73,8 @@ class KvTileStream {
   /// Begins to read the tile's page ids.
   __device__ __forceinline__ KvTile<Loader> next() {
     if (!cursor_.valid()) return {};
-    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), loader_.lookup(keys_, tile_begin_)};
+    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(),
+                              loader_.lookup(keys_, tile_begin_, num_tiles_++)};
     if constexpr (Items::kKind == Kind::kWide) {
       if (is_near_end()) queue_.near_end();
     }
@@ -112,6 +113,7 @@ class KvTileStream {
   Queue& queue_;
   KeyRange keys_;
   int tile_begin_;
+  int num_tiles_ = 0;
   bool is_first_;
 };
 
@@ -199,15 +201,21 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
       queries.load();
     }
     rings.k.wait_empty(at_k);
+    ptx::cp_async_wait_group<1>();  // its page ids: those of the tile after it may be on their way
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  KvTile<Loader> tile = stream.next();
-  KvTile<Loader> next_tile = stream.next();
+  const auto next = [&] {
+    const KvTile<Loader> tile = stream.next();
+    ptx::cp_async_commit_group();
+    return tile;
+  };
+  KvTile<Loader> tile = next();
+  KvTile<Loader> next_tile = next();
   if (tile.valid) load_k(tile);
   while (tile.valid) {
-    const KvTile<Loader> later_tile = stream.next();
+    const KvTile<Loader> later_tile = next();
     if (next_tile.valid) load_k(next_tile);
     rings.v.wait_empty(at_v);
     loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
@@ -244,12 +252,12 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const typename 
 /// All items of one kind.
 template <class Items, class KindTiles, class RowsShift>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, const Items& source,
-                                        KindTiles& tiles, HeadItem* items, KindRings& rings,
-                                        const RowsShift& rows_shift) {
+                                        KindTiles& tiles, PageIds& page_ids, HeadItem* items,
+                                        KindRings& rings, const RowsShift& rows_shift) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   using Loader = KvLoader<Items::kKind>;
   using Queries = QueryStream<Items, KindTiles, RowsShift>;
-  const Loader loader(params, work.header);
+  const Loader loader(params, work.header, page_ids);
   const bool gently = streams_gently(work.header);
   if constexpr (kGather) {
     auto queue = source.queue();

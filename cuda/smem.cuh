@@ -13,9 +13,20 @@
 #include "queue.cuh"
 #include "work.cuh"
 
+#include <type_traits>
+
 namespace onewave {
 
 inline constexpr int kStageElements = kTileKv * kHeadDim;
+
+/// Page ids of the tiles that are on their way, by the rows of a stage. (In registers ptxas would have a warp
+/// wait for those that it has just asked for when it uses the ones before.)
+inline constexpr int kPageIdSlots = 4;
+struct GatheredPageIds {
+  int32_t of_row[kPageIdSlots][kTileKv];
+};
+struct NoPageIds {};
+using PageIds = std::conditional_t<kGather, GatheredPageIds, NoPageIds>;
 
 template <int kQueryRows>
 struct Tiles {
@@ -57,6 +68,7 @@ struct SharedStorage {
     WideStorage wide;
     NarrowStorage narrow;
   };
+  PageIds page_ids;
   KindRings wide_rings;
   KindRings narrow_rings;
   ItemSlots wide_items;

@@ -39,6 +39,20 @@ __device__ __forceinline__ void prefetch_global_l1(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address) : "memory");
 }
 
+/// 4 bytes.
+__device__ __forceinline__ void cp_async_4(uint32_t destination, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(destination), "l"(source) : "memory");
+}
+/// This thread's copies since the last call become a group.
+__device__ __forceinline__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Until all but the last `kGroups` groups of this thread have landed.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_wait_group() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
 /// 16 bytes. (With an L2 policy ptxas 13.0 makes an illegal instruction of it where the address has a uniform
 /// part.)
 __device__ __forceinline__ void cp_async_16(uint32_t destination, const void* source) {
