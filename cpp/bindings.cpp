@@ -252,18 +252,19 @@ void bind_cost_model(nb::module_& m) {
       .def(
           "__init__",
           [](KernelRates* self, int32_t head_dim, Loader loader, float wide_step_us, float wide_unit_us,
-             float wide_slowdown, float narrow_unit_us,
+             float wide_slowdown, float wide_unit_slowdown, float narrow_unit_us,
              const std::array<float, kNumRowClasses>& narrow_gb_per_s) {
             new (self) KernelRates{.head_dim = head_dim,
                                    .loader = loader,
                                    .wide_step_us = wide_step_us,
                                    .wide_unit_us = wide_unit_us,
                                    .wide_slowdown = wide_slowdown,
+                                   .wide_unit_slowdown = wide_unit_slowdown,
                                    .narrow_unit_us = narrow_unit_us,
                                    .narrow_gb_per_s = narrow_gb_per_s};
           },
-          "head_dim"_a, "loader"_a, "wide_step_us"_a, "wide_unit_us"_a, "wide_slowdown"_a, "narrow_unit_us"_a,
-          "narrow_gb_per_s"_a);
+          "head_dim"_a, "loader"_a, "wide_step_us"_a, "wide_unit_us"_a, "wide_slowdown"_a,
+          "wide_unit_slowdown"_a, "narrow_unit_us"_a, "narrow_gb_per_s"_a);
   nb::class_<Calibration>(m, "Calibration")
       .def(
           "__init__",

@@ -30,10 +30,10 @@ const KernelRates& find_kernel(const AttentionShape& shape, const Calibration& c
 }
 
 void check_rates(const Calibration& calibration, const KernelRates& kernel) {
-  bool all_positive = calibration.launch_us >= 0 && calibration.split_us >= 0 &&
-                      calibration.partial_gb_per_s > 0 && kernel.wide_step_us > 0 &&
-                      kernel.wide_unit_us > 0 && kernel.wide_slowdown >= 0 && kernel.narrow_unit_us > 0 &&
-                      !calibration.memory.empty();
+  bool all_positive =
+      calibration.launch_us >= 0 && calibration.split_us >= 0 && calibration.partial_gb_per_s > 0 &&
+      kernel.wide_step_us > 0 && kernel.wide_unit_us > 0 && kernel.wide_slowdown >= 0 &&
+      kernel.wide_unit_slowdown >= 0 && kernel.narrow_unit_us > 0 && !calibration.memory.empty();
   for (const float rate : kernel.narrow_gb_per_s) all_positive = all_positive && rate > 0;
   int32_t num_ctas = 0;
   for (const MemoryRate& point : calibration.memory) {

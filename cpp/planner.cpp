@@ -115,9 +115,8 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.schedule.reset(limits.num_ctas);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
-  const double wide_us = wide_work.whole_us(wide_unit_costs(costs, limits.num_ctas, 0));
   choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
-  schedule_narrow(scratch.narrow_tiles, wide_us, costs, scratch.schedule);
+  schedule_narrow(scratch.narrow_tiles, wide_work, costs, scratch.schedule);
   schedule_wide(scratch.wide_tiles, wide_work, costs, scratch.wide, scratch.schedule);
 }
 

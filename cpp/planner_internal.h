@@ -104,12 +104,12 @@ inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowStepRows)
 void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
                            std::vector<Tile>& tiles);
 
-/// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_us`: the wide work that all
-/// CTAs share afterwards, in CTA-microseconds, where nothing streams beside it.
-void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
-                     Schedule& schedule);
-
 struct LineWork;  // planner_line.h
+
+/// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_work`: what all CTAs share
+/// afterwards.
+void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
+                     Schedule& schedule);
 
 struct WideScratch {
   std::vector<uint64_t> order;

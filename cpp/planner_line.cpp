@@ -149,6 +149,11 @@ double LineWork::whole_us(const KindCosts& costs) const {
   return us;
 }
 
+double LineWork::typical_us(const KindCosts& costs) const {
+  if (typical_unit_steps == 0) return 0;
+  return costs[typical_class].start_us + typical_unit_steps * costs[typical_class].step_us;
+}
+
 double LineWork::boundary_us(const KindCosts& costs) const {
   const UnitCosts& typical = costs[typical_class];
   return typical_unit_steps >= 2 * typical.min_piece() ? typical.cut_us() : 0;

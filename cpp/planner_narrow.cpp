@@ -23,7 +23,8 @@ double predict_us(const LineWork& work, const KindCosts& costs, int num_ctas) {
 }
 
 /// The number of CTAs for which the whole step, narrow and then wide, is predicted to end first.
-int choose_num_ctas(const LineWork& work, double wide_us, const CostModel& costs, int max_num_ctas) {
+int choose_num_ctas(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
+                    int max_num_ctas) {
   const auto sum = [](const auto& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); };
   const double useful =
       std::clamp(std::max(sum(work.num_steps), sum(work.num_units)), 1.0, 1.0 * max_num_ctas);
@@ -31,8 +32,10 @@ int choose_num_ctas(const LineWork& work, double wide_us, const CostModel& costs
   double best_us = INFINITY;
   for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {
     const double narrow_us = predict_us(work, narrow_unit_costs(costs, num_ctas), num_ctas);
-    const double all_us = num_ctas * narrow_us + wide_us * costs.wide_slowdown(num_ctas, max_num_ctas);
-    const double makespan_us = std::max(narrow_us, all_us / max_num_ctas);
+    const KindCosts wide_costs = wide_unit_costs(costs, max_num_ctas, num_ctas);
+    const double all_us = num_ctas * narrow_us + wide_work.whole_us(wide_costs);
+    const double last_us = narrow_us + (num_ctas == max_num_ctas ? wide_work.typical_us(wide_costs) : 0);
+    const double makespan_us = std::max(last_us, all_us / max_num_ctas);
     if (makespan_us < best_us) {
       best = num_ctas;
       best_us = makespan_us;
@@ -96,11 +99,11 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
   }
 }
 
-void schedule_narrow(const std::vector<Tile>& tiles, double wide_us, const CostModel& costs,
+void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
                      Schedule& schedule) {
   if (tiles.empty()) return;
   const LineWork work = sum_work(tiles);
-  const int num_ctas = choose_num_ctas(work, wide_us, costs, static_cast<int>(schedule.ctas.size()));
+  const int num_ctas = choose_num_ctas(work, wide_work, costs, static_cast<int>(schedule.ctas.size()));
   schedule.num_narrow_ctas = num_ctas;
   cut_line(tiles, work, narrow_unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
   move_pieces_first(schedule);

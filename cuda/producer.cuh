@@ -205,6 +205,11 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
+  const auto load_v = [&](const KvTile<Loader>& tile) {
+    rings.v.wait_empty(at_v);
+    loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
+    at_v.advance();
+  };
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   const auto next = [&] {
     const KvTile<Loader> tile = stream.next();
@@ -216,10 +221,10 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   if (tile.valid) load_k(tile);
   while (tile.valid) {
     const KvTile<Loader> later_tile = next();
+    // In the order in which the consumers use them, and so release them.
+    if constexpr (Items::kKind == Kind::kNarrow) load_v(tile);
     if (next_tile.valid) load_k(next_tile);
-    rings.v.wait_empty(at_v);
-    loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
-    at_v.advance();
+    if constexpr (Items::kKind == Kind::kWide) load_v(tile);
     tile = next_tile;
     next_tile = later_tile;
   }

@@ -34,6 +34,7 @@ TRUTH: dict[str, Any] = {
             "wide_step_us": step_us,
             "wide_unit_us": 2.5,
             "wide_slowdown": slowdown,
+            "wide_unit_slowdown": 2.0,
             "narrow_unit_us": 1.2,
             "narrow_gb_per_s": rates,
         }
@@ -80,20 +81,23 @@ def test_times_of_the_model_give_its_numbers(record: dict[str, Any]) -> None:
         assert found["wide_unit_us"] == pytest.approx(true["wide_unit_us"], rel=0.3)
         assert found["narrow_unit_us"] == pytest.approx(true["narrow_unit_us"], rel=0.3)
         assert found["narrow_gb_per_s"] == pytest.approx(true["narrow_gb_per_s"], rel=0.08)
-        assert found["wide_slowdown"] == pytest.approx(true["wide_slowdown"], abs=0.1)
+        assert found["wide_slowdown"] == pytest.approx(true["wide_slowdown"], abs=0.3)
     found_memory = {point["num_ctas"]: point["gb_per_s"] for point in record["memory"]}
     for point in TRUTH["memory"]:
         assert found_memory[point["num_ctas"]] == pytest.approx(point["gb_per_s"], rel=0.1)
 
 
-def test_the_record_predicts_as_the_truth(record: dict[str, Any]) -> None:
-    for workload in (WORKLOADS["hybrid_qwen7b_p16"], WORKLOADS["lognormal_b64_chunk2k"]):
-        plan = plan_workload(workload, to_core(record))
-        predicted, true = (
-            max(bar.begin_us + bar.us for bar in predict_bars(plan, workload, to_core(calibration)))
-            for calibration in (record, TRUTH)
-        )
-        assert predicted == pytest.approx(true, rel=0.05)
+@pytest.mark.parametrize("name", ["hybrid_qwen7b_p16", "lognormal_b64_chunk2k", "short_b24_prompt256"])
+def test_the_record_plans_and_predicts_as_the_truth(record: dict[str, Any], name: str) -> None:
+    workload = WORKLOADS[name]
+
+    def makespan_us(plan: bytes, calibration: dict[str, Any]) -> float:
+        return max(bar.begin_us + bar.us for bar in predict_bars(plan, workload, to_core(calibration)))
+
+    plan = plan_workload(workload, to_core(record))
+    true_us = makespan_us(plan, TRUTH)
+    assert makespan_us(plan, record) == pytest.approx(true_us, rel=0.1)
+    assert true_us <= 1.05 * makespan_us(plan_workload(workload, to_core(TRUTH)), TRUTH)
 
 
 def plan_with(file: Path) -> Plan:

@@ -41,6 +41,7 @@ def _kernel(kernel: dict[str, Any]) -> _core.KernelRates:
         kernel["wide_step_us"],
         kernel["wide_unit_us"],
         kernel["wide_slowdown"],
+        kernel["wide_unit_slowdown"],
         kernel["narrow_unit_us"],
         kernel["narrow_gb_per_s"],
     )

@@ -64,6 +64,7 @@ class KernelRates:
         wide_step_us: float,
         wide_unit_us: float,
         wide_slowdown: float,
+        wide_unit_slowdown: float,
         narrow_unit_us: float,
         narrow_gb_per_s: Sequence[float],
     ) -> None: ...

@@ -25,8 +25,9 @@ struct KernelRates {
   int32_t head_dim;
   Loader loader;
   float wide_step_us;
-  float wide_unit_us;   ///< beside its steps: the first tile, the mask, the output
-  float wide_slowdown;  ///< part that steps take longer beside CTAs that stream, if these were all
+  float wide_unit_us;        ///< beside its steps: the first tile, the mask, the output
+  float wide_slowdown;       ///< part that steps take longer beside CTAs that stream, if these were all
+  float wide_unit_slowdown;  ///< the same of wide_unit_us, which waits for one read after another
   float narrow_unit_us;
   std::array<float, kNumRowClasses> narrow_gb_per_s;  ///< K and V, beside CTAs that multiply
 };
@@ -65,15 +66,15 @@ class CostModel {
 
   double launch_us() const { return launch_us_; }
 
-  double wide_unit_us() const { return kernel_.wide_unit_us; }
-  double wide_step_us() const { return kernel_.wide_step_us; }
+  /// Where `num_narrow_ctas` of `num_ctas` CTAs stream.
+  double wide_unit_us(int num_narrow_ctas, int num_ctas) const {
+    return kernel_.wide_unit_us * slowdown(kernel_.wide_unit_slowdown, num_narrow_ctas, num_ctas);
+  }
+  double wide_step_us(int num_narrow_ctas, int num_ctas) const {
+    return kernel_.wide_step_us * slowdown(kernel_.wide_slowdown, num_narrow_ctas, num_ctas);
+  }
   /// The same where no other tile reads these keys, and all of `num_ctas` CTAs do such work.
   double wide_alone_step_us(int num_ctas) const { return step_us_[kNumRowClasses][num_ctas]; }
-
-  /// Factor of a wide step where so many of the CTAs stream: the requests of the others wait behind theirs.
-  double wide_slowdown(int num_narrow_ctas, int num_ctas) const {
-    return 1 + static_cast<double>(kernel_.wide_slowdown) * num_narrow_ctas / num_ctas;
-  }
 
   double narrow_unit_us() const { return kernel_.narrow_unit_us; }
   /// Of one of `num_ctas` CTAs that read at the same time.
@@ -84,6 +85,11 @@ class CostModel {
   double partial_row_us() const { return partial_row_us_; }
 
  private:
+  /// What multiplies waits behind the reads of what streams. Where all CTAs stream, what is wide comes after.
+  static double slowdown(float part, int num_narrow_ctas, int num_ctas) {
+    return num_narrow_ctas == num_ctas ? 1 : 1 + static_cast<double>(part) * num_narrow_ctas / num_ctas;
+  }
+
   KernelRates kernel_;
   double launch_us_;
   double split_us_;

@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import onewave
 from onewave._calibration import LOADERS, to_core
-from onewave._cli.records import ctas_of, header_of, items_of
+from onewave._cli.records import header_of, items_of
 from onewave.bench.machine import describe_machine
 from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors
@@ -37,6 +37,9 @@ PAGE_SIZES = {"tma": 16, "gather": 1}
 HEAD_DIMS = (64, 128)
 # (heads of a group, queries): 4, 16 and 32 packed rows, one of each class.
 ROWS = ((4, 1), (4, 4), (8, 4))
+# Of a token, side by side in its page: the fewer, the slower. A rate too high has all others wait for what streams,
+# one too low costs little.
+NUM_KV_HEADS = (8, 4)
 # Parts of the SMs at which the memory's curve has points.
 MEMORY_PARTS = (1 / 4, 1 / 2, 2 / 3, 5 / 6, 1)
 # What the two bounds of a read meet in: see cost_model.cpp.
@@ -136,9 +139,12 @@ def calibrate(bench: Bench, console: Console) -> dict[str, Any]:
             step(f"{name}: narrow items")
             entry["narrow_unit_us"] = _measure_narrow_unit(bench, record, kernel)
             step(f"{name}: narrow beside wide")
-            entry["narrow_gb_per_s"] = [_measure_narrow(bench, record, entry, rows) for rows in ROWS]
+            entry["narrow_gb_per_s"] = [
+                min(_measure_narrow(bench, record, entry, rows, heads) for heads in NUM_KV_HEADS)
+                for rows in ROWS
+            ]
             step(f"{name}: wide beside narrow")
-            entry["wide_slowdown"] = _measure_slowdown(bench, record, entry)
+            entry |= _measure_slowdowns(bench, record, entry)
         step("splits")
         record |= _measure_splits(bench, record)
     record["measured"] = {
@@ -159,6 +165,7 @@ def _first_guess(gpu: str, num_ctas: int) -> dict[str, Any]:
             "wide_step_us": 1.5,
             "wide_unit_us": 3.0,
             "wide_slowdown": 0.5,
+            "wide_unit_slowdown": 1.0,
             "narrow_unit_us": 1.0,
             "narrow_gb_per_s": [60.0] * len(ROWS),
         }
@@ -218,10 +225,9 @@ def _shape(kernel: Kernel, group_size: int = 4, num_kv_heads: int = 8) -> Worklo
 
 
 def _measure_wide(bench: Bench, record: dict[str, Any], kernel: Kernel) -> dict[str, float]:
-    """Two batches of about the same steps in few long units and in many short ones."""
-    qo_len = WIDE_TILE_Q // 4 * bench.num_ctas // 2  # half as many tiles as CTAs, of each of 8 kv heads
-    long = replace(_shape(kernel), requests=(Request(KV_LEN, qo_len),))
-    short = replace(_shape(kernel), requests=(Request(KV_LEN // 4, qo_len // 2),) * 8)
+    """Two causal batches, whose units of every length balance the CTAs to the end: few long units and many short."""
+    long = replace(_shape(kernel), requests=(Request(KV_LEN, KV_LEN),))
+    short = replace(_shape(kernel), requests=(Request(KV_LEN // 4, KV_LEN // 4),) * 8)
     rows = []
     for workload in (long, short):
         run = bench.run(workload, record)
@@ -253,14 +259,14 @@ def _narrow_units(plan: bytes) -> Iterator[int]:
 
 
 def _measure_narrow(
-    bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int]
+    bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int], num_kv_heads: int
 ) -> float:
     """What one CTA draws while most of the others multiply: a third of the CTAs stream, and are done last."""
     group_size, qo_len = rows
     kernel = Kernel(entry["head_dim"], entry["loader"])
-    shape = _shape(kernel, group_size)
+    shape = _shape(kernel, group_size, num_kv_heads)
     num_ctas = bench.num_ctas // 3
-    decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim)
+    decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim * 8 // num_kv_heads)
     narrow = replace(shape, requests=decodes)
     # Rates with which the planner takes that many, and the work that the others have done by then.
     guess_us = narrow.num_bytes / (num_ctas * 60.0) * 1e-3
@@ -269,7 +275,9 @@ def _measure_narrow(
     prompt = Request(KV_LEN, max(tiles * WIDE_TILE_Q // group_size, 2 * WIDE_TILE_Q))
     forced = record | {
         "memory": [{"num_ctas": num_ctas, "gb_per_s": 1e6}, {"num_ctas": num_ctas + 1, "gb_per_s": 1.0}],
-        "kernels": [entry | {"wide_slowdown": 0.0, "narrow_gb_per_s": [60.0] * len(ROWS)}],
+        "kernels": [
+            entry | {"wide_slowdown": 0.0, "wide_unit_slowdown": 0.0, "narrow_gb_per_s": [60.0] * len(ROWS)}
+        ],
     }
     run = bench.run(replace(shape, requests=(*decodes, prompt)), forced)
     rate = narrow.num_bytes / (run.us - record["launch_us"]) * 1e-3
@@ -277,25 +285,32 @@ def _measure_narrow(
     return round(_other_bound(rate, memory) / run.num_narrow_ctas, 1)
 
 
-def _measure_slowdown(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> float:
-    """A batch of about as much narrow as wide work: what is left of the time of all CTAs, the narrow items' taken
-    away, is that of the wide ones. Twice, since the planner chooses by it."""
-    kernel = Kernel(entry["head_dim"], entry["loader"])
-    shape = _shape(kernel)
-    requests = (Request(KV_LEN, 1),) * (64 * 128 // kernel.head_dim) + (Request(KV_LEN, KV_LEN // 4),)
-    slowdown = float(entry["wide_slowdown"])
-    for _ in range(2):
-        kernels = [entry | {"wide_slowdown": slowdown}]
-        run = bench.run(replace(shape, requests=requests), record | {"kernels": kernels})
-        _, steps = run.wide_work()
-        ends_us = [cta["predicted_us"] for cta in ctas_of(run.plan)]
-        step_us = entry["wide_step_us"] * (1 + slowdown * run.num_narrow_ctas / bench.num_ctas)
-        other_us = sum(ends_us) - steps * step_us
-        all_us = run.us * sum(ends_us) / max(ends_us)  # the others wait for the last
-        real_step_us = (all_us - other_us) / steps
-        slowdown = (real_step_us / entry["wide_step_us"] - 1) * bench.num_ctas / run.num_narrow_ctas
-        slowdown = round(min(max(slowdown, 0.0), 2.0), 2)
-    return slowdown
+def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> dict[str, float]:
+    """Batches of about as much narrow as wide work, the latter in long units and in short ones."""
+    part = 128 // entry["head_dim"]
+    long = (Request(KV_LEN, 1),) * (64 * part) + (Request(KV_LEN, KV_LEN // 4),)
+    short = (Request(KV_LEN // 8, 1),) * (24 * part) + (Request(256, 256),)
+    steps = _fastest(bench, record, entry, "wide_slowdown", (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3), long)
+    entry = entry | {"wide_slowdown": steps}
+    units = _fastest(bench, record, entry, "wide_unit_slowdown", (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), short)
+    return {"wide_slowdown": steps, "wide_unit_slowdown": units}
+
+
+def _fastest(
+    bench: Bench,
+    record: dict[str, Any],
+    entry: dict[str, Any],
+    name: str,
+    candidates: Sequence[float],
+    requests: tuple[Request, ...],
+) -> float:
+    """The number with which the planner's choice of streaming CTAs is best, or within a hundredth of it. What a wide
+    step takes beside them can't be told from a run's time: CTAs that wait for the last one hide in it."""
+    workload = replace(_shape(Kernel(entry["head_dim"], entry["loader"])), requests=requests)
+    times = [
+        bench.run(workload, record | {"kernels": [entry | {name: candidate}]}).us for candidate in candidates
+    ]
+    return next(c for c, us in zip(candidates, times, strict=True) if us <= 1.01 * min(times))
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
