@@ -117,6 +117,8 @@ struct WideScratch {
   std::vector<int32_t> bucket_ends;
   std::vector<uint64_t> heap;
   std::vector<CtaLoad> narrow_loads;
+  std::vector<WideItem> whole_items;  ///< of the schedule without splits, while one with is tried
+  std::vector<CtaLoad> whole_loads;
 };
 
 /// Longest first into the queue, from which the CTA that is done first takes the next; splits units where

@@ -18,7 +18,8 @@ namespace {
 /// items for long work, single heads towards the end, where they even the loads out.
 constexpr double kItemShare = 0.5;
 
-/// A makespan within this of the balanced one is not worth a split.
+/// A makespan within this of the balanced one is not worth a split, nor one within what a cut costs, nor that
+/// of a CTA without wide items.
 constexpr double kTolerance = 1.05;
 
 /// Loads in whole nanoseconds above the CTA's index: one integer orders the heap, ties included.
@@ -126,16 +127,16 @@ void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
   }
 }
 
-double makespan_us(const Schedule& schedule) {
+double makespan_us(const std::vector<CtaLoad>& ctas) {
   double most_us = 0;
-  for (const CtaLoad& load : schedule.ctas) most_us = std::max(most_us, load.us);
+  for (const CtaLoad& load : ctas) most_us = std::max(most_us, load.us);
   return most_us;
 }
 
-double mean_us(const Schedule& schedule) {
+double mean_us(const std::vector<CtaLoad>& ctas) {
   double sum_us = 0;
-  for (const CtaLoad& load : schedule.ctas) sum_us += load.us;
-  return sum_us / static_cast<double>(schedule.ctas.size());
+  for (const CtaLoad& load : ctas) sum_us += load.us;
+  return sum_us / static_cast<double>(ctas.size());
 }
 
 }  // namespace
@@ -157,24 +158,27 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
       wide_unit_costs(model, static_cast<int>(schedule.ctas.size()), schedule.num_narrow_ctas);
   const double wide_us = work.whole_us(costs);
   scratch.narrow_loads = schedule.ctas;
+  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
+  const double whole_us = makespan_us(schedule.ctas);
+  const double balanced_us = mean_us(schedule.ctas);
+  const double cut_us = costs[work.typical_class].cut_us();
+  if (whole_us <=
+      std::max({kTolerance * balanced_us, balanced_us + cut_us, makespan_us(scratch.narrow_loads)}))
+    return;
+
+  scratch.whole_items.swap(schedule.wide_items);
+  scratch.whole_loads.swap(schedule.ctas);
   const size_t num_narrow_splits = schedule.split_tiles.size();
   const int32_t num_narrow_rows = schedule.num_partial_rows;
-  const auto start_again = [&] {
-    schedule.ctas = scratch.narrow_loads;
-    schedule.wide_items.clear();
-    schedule.split_tiles.resize(num_narrow_splits);
-    schedule.num_partial_rows = num_narrow_rows;
-  };
-
-  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
-  const double whole_makespan_us = makespan_us(schedule);
-  if (whole_makespan_us <= kTolerance * mean_us(schedule)) return;
-  start_again();
+  schedule.wide_items.clear();
+  schedule.ctas = scratch.narrow_loads;
   cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
-  if (makespan_us(schedule) < whole_makespan_us) return;
-  start_again();
-  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
+  if (makespan_us(schedule.ctas) < whole_us) return;
+  scratch.whole_items.swap(schedule.wide_items);
+  scratch.whole_loads.swap(schedule.ctas);
+  schedule.split_tiles.resize(num_narrow_splits);
+  schedule.num_partial_rows = num_narrow_rows;
 }
 
 }  // namespace onewave::planner

@@ -81,13 +81,21 @@ def test_times_of_the_model_give_its_numbers(record: dict[str, Any]) -> None:
         assert found["wide_unit_us"] == pytest.approx(true["wide_unit_us"], rel=0.3)
         assert found["narrow_unit_us"] == pytest.approx(true["narrow_unit_us"], rel=0.3)
         assert found["narrow_gb_per_s"] == pytest.approx(true["narrow_gb_per_s"], rel=0.08)
-        assert found["wide_slowdown"] == pytest.approx(true["wide_slowdown"], abs=0.3)
     found_memory = {point["num_ctas"]: point["gb_per_s"] for point in record["memory"]}
     for point in TRUTH["memory"]:
         assert found_memory[point["num_ctas"]] == pytest.approx(point["gb_per_s"], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["hybrid_qwen7b_p16", "lognormal_b64_chunk2k", "short_b24_prompt256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hybrid_qwen7b_p16",
+        "lognormal_b64_chunk2k",
+        "short_b24_prompt256",
+        "fi_hybrid_llama70b_p1",
+        "fi_hybrid_qwenmoe_d64_p1",
+    ],
+)
 def test_the_record_plans_and_predicts_as_the_truth(record: dict[str, Any], name: str) -> None:
     workload = WORKLOADS[name]
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import onewave
 from onewave._calibration import LOADERS, to_core
-from onewave._cli.records import header_of, items_of
+from onewave._cli.records import ctas_of, header_of, items_of
 from onewave.bench.machine import describe_machine
 from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors
@@ -37,9 +37,10 @@ PAGE_SIZES = {"tma": 16, "gather": 1}
 HEAD_DIMS = (64, 128)
 # (heads of a group, queries): 4, 16 and 32 packed rows, one of each class.
 ROWS = ((4, 1), (4, 4), (8, 4))
-# Of a token, side by side in its page: the fewer, the slower. A rate too high has all others wait for what streams,
-# one too low costs little.
+# Of a token, side by side in its page, and CTAs for each that streams: the slowest counts. A rate too high has all
+# others wait for what streams, one too low costs little.
 NUM_KV_HEADS = (8, 4)
+NARROW_PARTS = (3, 5)
 # Parts of the SMs at which the memory's curve has points.
 MEMORY_PARTS = (1 / 4, 1 / 2, 2 / 3, 5 / 6, 1)
 # What the two bounds of a read meet in: see cost_model.cpp.
@@ -139,10 +140,7 @@ def calibrate(bench: Bench, console: Console) -> dict[str, Any]:
             step(f"{name}: narrow items")
             entry["narrow_unit_us"] = _measure_narrow_unit(bench, record, kernel)
             step(f"{name}: narrow beside wide")
-            entry["narrow_gb_per_s"] = [
-                min(_measure_narrow(bench, record, entry, rows, heads) for heads in NUM_KV_HEADS)
-                for rows in ROWS
-            ]
+            entry["narrow_gb_per_s"] = [_measure_narrow(bench, record, entry, rows) for rows in ROWS]
             step(f"{name}: wide beside narrow")
             entry |= _measure_slowdowns(bench, record, entry)
         step("splits")
@@ -259,19 +257,34 @@ def _narrow_units(plan: bytes) -> Iterator[int]:
 
 
 def _measure_narrow(
-    bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int], num_kv_heads: int
+    bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int]
 ) -> float:
-    """What one CTA draws while most of the others multiply: a third of the CTAs stream, and are done last."""
+    """The least that one CTA draws while the others multiply."""
+    return min(
+        _measure_narrow_beside(bench, record, entry, rows, num_kv_heads, bench.num_ctas // part)
+        for num_kv_heads in NUM_KV_HEADS
+        for part in NARROW_PARTS
+    )
+
+
+def _measure_narrow_beside(
+    bench: Bench,
+    record: dict[str, Any],
+    entry: dict[str, Any],
+    rows: tuple[int, int],
+    num_kv_heads: int,
+    num_ctas: int,
+) -> float:
+    """`num_ctas` CTAs stream, and are done last."""
     group_size, qo_len = rows
     kernel = Kernel(entry["head_dim"], entry["loader"])
     shape = _shape(kernel, group_size, num_kv_heads)
-    num_ctas = bench.num_ctas // 3
     decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim * 8 // num_kv_heads)
     narrow = replace(shape, requests=decodes)
     # Rates with which the planner takes that many, and the work that the others have done by then.
     guess_us = narrow.num_bytes / (num_ctas * 60.0) * 1e-3
     steps = 0.6 * guess_us * (bench.num_ctas - num_ctas) / (1.25 * entry["wide_step_us"])
-    tiles = max(round(steps / (KV_LEN // TILE_KV) / shape.num_kv_heads), 1)
+    tiles = max(round(steps / (KV_LEN // TILE_KV) / num_kv_heads), 1)
     prompt = Request(KV_LEN, max(tiles * WIDE_TILE_Q // group_size, 2 * WIDE_TILE_Q))
     forced = record | {
         "memory": [{"num_ctas": num_ctas, "gb_per_s": 1e6}, {"num_ctas": num_ctas + 1, "gb_per_s": 1.0}],
@@ -286,31 +299,41 @@ def _measure_narrow(
 
 
 def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> dict[str, float]:
-    """Batches of about as much narrow as wide work, the latter in long units and in short ones."""
+    """Batches of about as much narrow as wide work, the latter in long units, and in short ones."""
     part = 128 // entry["head_dim"]
-    long = (Request(KV_LEN, 1),) * (64 * part) + (Request(KV_LEN, KV_LEN // 4),)
-    short = (Request(KV_LEN // 8, 1),) * (24 * part) + (Request(256, 256),)
-    steps = _fastest(bench, record, entry, "wide_slowdown", (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3), long)
+    long = [(Request(KV_LEN, 1),) * (n * part) + (Request(KV_LEN, 32 * n),) for n in (40, 48, 64, 80, 96)]
+    short = [
+        (Request(KV_LEN // 8, 1),) * (n * part) + (Request(qo_len, qo_len),)
+        for n, qo_len in ((16, 128), (24, 256), (32, 512))
+    ]
+    steps = _best(bench, record, entry, "wide_slowdown", (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0), long)
     entry = entry | {"wide_slowdown": steps}
-    units = _fastest(bench, record, entry, "wide_unit_slowdown", (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), short)
+    units = _best(bench, record, entry, "wide_unit_slowdown", (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), short)
     return {"wide_slowdown": steps, "wide_unit_slowdown": units}
 
 
-def _fastest(
+def _best(
     bench: Bench,
     record: dict[str, Any],
     entry: dict[str, Any],
     name: str,
     candidates: Sequence[float],
-    requests: tuple[Request, ...],
+    batches: Sequence[tuple[Request, ...]],
 ) -> float:
-    """The number with which the planner's choice of streaming CTAs is best, or within a hundredth of it. What a wide
-    step takes beside them can't be told from a run's time: CTAs that wait for the last one hide in it."""
-    workload = replace(_shape(Kernel(entry["head_dim"], entry["loader"])), requests=requests)
-    times = [
-        bench.run(workload, record | {"kernels": [entry | {name: candidate}]}).us for candidate in candidates
-    ]
-    return next(c for c, us in zip(candidates, times, strict=True) if us <= 1.01 * min(times))
+    """Of the numbers whose plans are the fastest, or within two hundredths of it, the one that predicts best. What a
+    wide step takes beside streams can't be told from a run's time alone: CTAs that wait for the last one hide in it."""
+    shape = _shape(Kernel(entry["head_dim"], entry["loader"]))
+    losses = [0.0] * len(candidates)
+    errors = [0.0] * len(candidates)
+    for requests in batches:
+        workload = replace(shape, requests=requests)
+        runs = [bench.run(workload, record | {"kernels": [entry | {name: c}]}) for c in candidates]
+        least_us = min(run.us for run in runs)
+        for i, run in enumerate(runs):
+            losses[i] += run.us / least_us - 1
+            errors[i] += abs(max(cta["predicted_us"] for cta in ctas_of(run.plan)) / run.us - 1)
+    good = [i for i, loss in enumerate(losses) if loss <= min(losses) + 0.02 * len(batches)]
+    return candidates[min(good, key=lambda i: errors[i])]
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
