@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import onewave
 from onewave._calibration import LOADERS, to_core
-from onewave._cli.records import ctas_of, header_of, items_of
+from onewave._cli.records import header_of, items_of
 from onewave.bench.machine import describe_machine
 from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors
@@ -43,6 +43,9 @@ NUM_KV_HEADS = (8, 4)
 NARROW_PARTS = (3, 5)
 # Parts of the SMs at which the memory's curve has points.
 MEMORY_PARTS = (1 / 4, 1 / 2, 2 / 3, 5 / 6, 1)
+# Tried, of wide steps and wide units.
+STEP_SLOWDOWNS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+UNIT_SLOWDOWNS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 # What the two bounds of a read meet in: see cost_model.cpp.
 POWER = 4
 NUM_STAGES = 3 + 4 * len(HEAD_DIMS) * len(PAGE_SIZES)
@@ -306,34 +309,43 @@ def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, An
         (Request(KV_LEN // 8, 1),) * (n * part) + (Request(qo_len, qo_len),)
         for n, qo_len in ((16, 128), (24, 256), (32, 512))
     ]
-    steps = _best(bench, record, entry, "wide_slowdown", (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0), long)
+    # A step of this grid moves a few CTAs, and how they divide the work moves the time by 2 %.
+    losses = _losses(bench, record, entry, "wide_slowdown", STEP_SLOWDOWNS, long)
+    steps = _least_good(STEP_SLOWDOWNS, _smoothed(losses), tolerance=0.02)
     entry = entry | {"wide_slowdown": steps}
-    units = _best(bench, record, entry, "wide_unit_slowdown", (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), short)
-    return {"wide_slowdown": steps, "wide_unit_slowdown": units}
+    losses = _losses(bench, record, entry, "wide_unit_slowdown", UNIT_SLOWDOWNS, short)
+    return {"wide_slowdown": steps, "wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.01)}
 
 
-def _best(
+def _losses(
     bench: Bench,
     record: dict[str, Any],
     entry: dict[str, Any],
     name: str,
     candidates: Sequence[float],
     batches: Sequence[tuple[Request, ...]],
-) -> float:
-    """Of the numbers whose plans are the fastest, or within two hundredths of it, the one that predicts best. What a
-    wide step takes beside streams can't be told from a run's time alone: CTAs that wait for the last one hide in it."""
+) -> list[float]:
+    """Of each candidate for the number: by what part its plans are slower than the fastest, on average. What a wide
+    step takes beside streams can't be told from a run's time: CTAs that wait for the last one hide in it."""
     shape = _shape(Kernel(entry["head_dim"], entry["loader"]))
-    losses = [0.0] * len(candidates)
-    errors = [0.0] * len(candidates)
+    losses = []
     for requests in batches:
         workload = replace(shape, requests=requests)
-        runs = [bench.run(workload, record | {"kernels": [entry | {name: c}]}) for c in candidates]
-        least_us = min(run.us for run in runs)
-        for i, run in enumerate(runs):
-            losses[i] += run.us / least_us - 1
-            errors[i] += abs(max(cta["predicted_us"] for cta in ctas_of(run.plan)) / run.us - 1)
-    good = [i for i, loss in enumerate(losses) if loss <= min(losses) + 0.02 * len(batches)]
-    return candidates[min(good, key=lambda i: errors[i])]
+        times = [
+            bench.run(workload, record | {"kernels": [entry | {name: candidate}]}).us
+            for candidate in candidates
+        ]
+        losses.append([us / min(times) - 1 for us in times])
+    return [statistics.mean(of_one) for of_one in zip(*losses, strict=True)]
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    return [statistics.mean(losses[max(i - 1, 0) : i + 2]) for i in range(len(losses))]
+
+
+def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance: float) -> float:
+    """Too many streaming CTAs cost less than too few, so the least slowdown that is nearly as good as the best."""
+    return next(c for c, loss in zip(candidates, losses, strict=True) if loss <= min(losses) + tolerance)
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
