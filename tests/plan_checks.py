@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from onewave import _core
+from onewave._calibration import read_calibration
 from onewave.plan_format import Plan
+
+CALIBRATION = read_calibration(Path(__file__).parent / "calibration.json")
 
 TILE_KV = 128
 WIDE_TILE_Q = 128
@@ -70,7 +74,11 @@ class Batch:
             kv_indptr.ctypes.data,
             kv_len_arr.ctypes.data,
             0,
+            self.costs(),
         )
+
+    def costs(self) -> _core.CostModel:
+        return _core.CostModel(self.shape(), CALIBRATION)
 
     def plan(self) -> Plan:
         return Plan(self.plan_bytes())
@@ -184,12 +192,13 @@ def check_prediction(batch: Batch, plan: Plan) -> None:
     """A CTA's narrow items, and the wide ones that it takes if the predictions hold, add up to its prediction."""
     qo_indptr = batch.qo_indptr
     us = np.array(
-        _core.predict_items(plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data)
+        _core.predict_items(
+            plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data, batch.costs()
+        )
     )
     assert (us > 0).all() and len(us) == len(plan.items)
-    launch_us = _core.CostModel(batch.shape(), _core.calibration_of("")).launch_us
     loads = [
-        (launch_us + us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index)
+        (batch.costs().launch_us + us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index)
         for index, cta in enumerate(plan.ctas)
     ]
     heapq.heapify(loads)

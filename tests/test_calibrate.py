@@ -56,12 +56,12 @@ class ModelBench:
     num_ctas = 132
 
     def __init__(self) -> None:
-        self.points: list[dict[str, Any]] = []
+        self.points: list[str] = []
 
     def run(self, workload: Workload, calibration: dict[str, Any]) -> Run:
         plan = plan_workload(workload, to_core(calibration))
         bars = predict_bars(plan, workload, to_core(TRUTH))
-        self.points.append({"workload": workload.describe()})
+        self.points.append(workload.describe())
         return Run(max(bar.begin_us + bar.us for bar in bars), plan)
 
 

@@ -165,7 +165,7 @@ def test_every_16_bit_number(dtype: torch.dtype) -> None:
 def planned(seed: int) -> tuple[onewave.BatchAttention, DenseBatch, Paged]:
     """A plan with splits of both kinds of item."""
     batch = DenseBatch(
-        [Lens(5000, 1), Lens(2000, 100), Lens(300, 2, 4)], Heads(2, 4, 64), torch.float32, seed, "cpu"
+        [Lens(5000, 1), Lens(6000, 100), Lens(300, 2, 4)], Heads(2, 4, 64), torch.float32, seed, "cpu"
     )
     attention, paged = make_attention(batch, num_ctas=33), batch.paged(16)
     plan(attention, batch, paged, 16, True)

@@ -86,7 +86,7 @@ class Bench:
         self.device = device
         self.gpu = torch.cuda.get_device_name(device)
         self.num_ctas = torch.cuda.get_device_properties(device).multi_processor_count
-        self.points: list[dict[str, Any]] = []
+        self.points: list[str] = []  # every run, for the record
         self._stopwatch = GpuStopwatch(device)
         self._num_runs = num_runs
 
@@ -97,13 +97,7 @@ class Bench:
         times = [self._stopwatch.issue(system.run) for _ in range(self._num_runs + 2)]
         self._stopwatch.synchronize()
         run = Run(statistics.median(time() for time in times[2:]), system.plan_bytes())
-        self.points.append(
-            {
-                "workload": workload.describe(),
-                "us": round(run.us, 2),
-                "narrow_ctas": run.num_narrow_ctas,
-            }
-        )
+        self.points.append(f"{run.us:.2f} us, {run.num_narrow_ctas} CTAs begin narrow: {workload.describe()}")
         return run
 
 
@@ -349,15 +343,17 @@ def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance:
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
-    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow and wide ones."""
+    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow ones, and the wide ones
+    of one request, whose keys come from the L2."""
     kernel = Kernel(128, "tma")
     shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
+    few, many = bench.num_ctas // 4, bench.num_ctas
+    tile_tokens = WIDE_TILE_Q // 4
+    narrow = [(Request(2 * KV_LEN, 1),) * few, (Request(KV_LEN // 2, 1),) * many]
+    wide = [(Request(2 * KV_LEN, few * tile_tokens),), (Request(KV_LEN // 2, many * tile_tokens),)]
     costs_us = []
-    for qo_len in (1, WIDE_TILE_Q // 4):
-        cut, whole = (
-            bench.run(replace(shape, requests=(Request(kv_len, qo_len),) * count), record)
-            for count, kv_len in ((bench.num_ctas // 4, 2 * KV_LEN), (bench.num_ctas, KV_LEN // 2))
-        )
+    for batches in (narrow, wide):
+        cut, whole = (bench.run(replace(shape, requests=requests), record) for requests in batches)
         # The pieces are of whole steps, and the longest has some more.
         step_us = (whole.us - record["launch_us"]) / whole.longest_item()
         more_us = (cut.longest_item() - whole.longest_item()) * step_us
