@@ -100,15 +100,14 @@ struct TmaLoader {
                      kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
-  /// Tells the consumers, too, that the warp has read what it needs of the items before (queue.cuh). The
-  /// boxes may land before the barrier expects them: it waits for the arrival.
+  /// Also says that the warp has read what it needed of earlier items (queue.cuh).
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
-    __syncwarp();
     if (lane == 0) {
       ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
     } else if (lane < kArrivingLanes) {
       ptx::mbarrier_arrive(full);
     }
+    __syncwarp();
   }
 };
 

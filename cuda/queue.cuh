@@ -9,10 +9,11 @@
 ///   every warp        wait(full[n])        WideCursor: items[n]
 ///
 /// No warp is asked whether it is done with a slot. Slot n is written again no sooner than when the first
-/// tile of keys of item n + kQueueSlots - 1 is looked up; by then the tile two before it is loaded, so the
-/// one kNumStages earlier is released, and an item has a tile or more. The last to read slot n is a query
-/// loader's thread on its way to item n + 1, whose queries must be there before the scores of its first tile
-/// are computed and that tile is released.
+/// tile of keys of item m = n + kQueueSlots - 1 is looked up; by then the tile two before it is loaded, so
+/// the one kNumStages earlier is released, and an item has a tile or more: the scores of item m - 2 -
+/// kNumStages >= n + 5 are computed, and the products with V of the item before. So queries and V of item n +
+/// 4 have arrived, and their warps, of which the lanes meet at each, have read slot n before those of item n
+/// + 1.
 
 #include "pipeline.cuh"
 #include "work.cuh"
@@ -22,8 +23,8 @@ namespace onewave {
 /// Of the producer: the first of those that load queries (see producer.cuh), or of all.
 inline constexpr int kDrawingWarp = kGather ? 0 : 2;
 
-inline constexpr int kQueueSlots = 8;
-static_assert(kQueueSlots >= kNumStages + 4);
+inline constexpr int kQueueSlots = 16;
+static_assert(kQueueSlots - 1 - 2 - kNumStages >= 5);
 
 struct ItemSlots {
   uint64_t full[kQueueSlots];

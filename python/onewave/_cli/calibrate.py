@@ -343,17 +343,20 @@ def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance:
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
-    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow ones, and the wide ones
-    of one request, whose keys come from the L2."""
+    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow ones, which are too
+    short to fill the memory, and the wide ones of one request, whose keys come from the L2."""
     kernel = Kernel(128, "tma")
     shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
     few, many = bench.num_ctas // 4, bench.num_ctas
     tile_tokens = WIDE_TILE_Q // 4
-    narrow = [(Request(2 * KV_LEN, 1),) * few, (Request(KV_LEN // 2, 1),) * many]
+    # By rates with which the planner takes cuts for nothing.
+    kernels = [entry | {"wide_unit_us": 0.1, "narrow_unit_us": 0.1} for entry in record["kernels"]]
+    eager = record | {"split_us": 0.0, "partial_gb_per_s": 1e6, "kernels": kernels}
+    narrow = [(Request(2048, 1),) * few, (Request(512, 1),) * many]
     wide = [(Request(2 * KV_LEN, few * tile_tokens),), (Request(KV_LEN // 2, many * tile_tokens),)]
     costs_us = []
     for batches in (narrow, wide):
-        cut, whole = (bench.run(replace(shape, requests=requests), record) for requests in batches)
+        cut, whole = (bench.run(replace(shape, requests=requests), eager) for requests in batches)
         # The pieces are of whole steps, and the longest has some more.
         step_us = (whole.us - record["launch_us"]) / whole.longest_item()
         more_us = (cut.longest_item() - whole.longest_item()) * step_us
