@@ -73,11 +73,6 @@ class Run(NamedTuple):
             steps += heads * -(-(item["kv_end"] - item["kv_begin"]) // TILE_KV)
         return units, steps
 
-    def longest_item(self) -> int:
-        """In steps of 128 keys."""
-        num_keys = (item["kv_end"] - item["kv_begin"] for item in items_of(self.plan))
-        return max(-(-int(keys) // TILE_KV) for keys in num_keys)
-
 
 class Bench:
     """Times batches, planned by the calibration as far as it is known."""
@@ -343,25 +338,24 @@ def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance:
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
-    """Units that four CTAs share, beside four times as many of a quarter of the length: narrow ones, which are too
-    short to fill the memory, and the wide ones of one request, whose keys come from the L2."""
+    """As many units as CTAs, and five for every four of the same work, of which each boundary between CTAs cuts one:
+    narrow ones, and the wide ones of one request, whose keys come from the L2."""
     kernel = Kernel(128, "tma")
+    entry = next(k for k in record["kernels"] if (k["head_dim"], k["loader"]) == kernel)
     shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
-    few, many = bench.num_ctas // 4, bench.num_ctas
+    few, many = bench.num_ctas, bench.num_ctas * 5 // 4
     tile_tokens = WIDE_TILE_Q // 4
-    # By rates with which the planner takes cuts for nothing.
-    kernels = [entry | {"wide_unit_us": 0.1, "narrow_unit_us": 0.1} for entry in record["kernels"]]
+    # By costs with which the planner takes cuts for nothing.
+    kernels = [k | {"wide_unit_us": 0.1, "narrow_unit_us": 0.1} for k in record["kernels"]]
     eager = record | {"split_us": 0.0, "partial_gb_per_s": 1e6, "kernels": kernels}
-    narrow = [(Request(2048, 1),) * few, (Request(512, 1),) * many]
-    wide = [(Request(2 * KV_LEN, few * tile_tokens),), (Request(KV_LEN // 2, many * tile_tokens),)]
-    costs_us = []
-    for batches in (narrow, wide):
+    narrow = [(Request(KV_LEN // 4, 1),) * many, (Request(KV_LEN * 5 // 16, 1),) * few]
+    wide = [(Request(KV_LEN // 4, many * tile_tokens),), (Request(KV_LEN * 5 // 16, few * tile_tokens),)]
+    piece_us = []
+    for batches, unit_us in ((narrow, entry["narrow_unit_us"]), (wide, entry["wide_unit_us"])):
         cut, whole = (bench.run(replace(shape, requests=requests), eager) for requests in batches)
-        # The pieces are of whole steps, and the longest has some more.
-        step_us = (whole.us - record["launch_us"]) / whole.longest_item()
-        more_us = (cut.longest_item() - whole.longest_item()) * step_us
-        costs_us.append(max(cut.us - whole.us - more_us, 0.1))
-    narrow_us, wide_us = costs_us
+        # A boundary adds a unit's start and two pieces.
+        piece_us.append(max((cut.us - whole.us - unit_us) / 2, 0.1))
+    narrow_us, wide_us = piece_us
     partial_bytes = 2 * WIDE_TILE_Q * kernel.head_dim * 4
     rate = partial_bytes / max(wide_us - narrow_us, 0.1) * 1e-3
     return {"split_us": round(narrow_us, 2), "partial_gb_per_s": round(rate, 1)}
