@@ -45,7 +45,7 @@ NARROW_PARTS = (3, 5)
 MEMORY_PARTS = (1 / 4, 1 / 2, 2 / 3, 5 / 6, 1)
 # Tried, of wide steps and wide units.
 STEP_SLOWDOWNS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-UNIT_SLOWDOWNS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+UNIT_SLOWDOWNS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 # What the two bounds of a read meet in: see cost_model.cpp.
 POWER = 4
 NUM_STAGES = 3 + 4 * len(HEAD_DIMS) * len(PAGE_SIZES)
@@ -303,7 +303,10 @@ def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, An
     steps = _least_good(STEP_SLOWDOWNS, _smoothed(losses), tolerance=0.025)
     entry = entry | {"wide_slowdown": steps}
     losses = _losses(bench, record, entry, "wide_unit_slowdown", UNIT_SLOWDOWNS, short)
-    return {"wide_slowdown": steps, "wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.01)}
+    return {
+        "wide_slowdown": steps,
+        "wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.005),
+    }
 
 
 def _losses(
