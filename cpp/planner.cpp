@@ -170,6 +170,10 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   // What lies between sections: equal batches have equal plans, to the byte.
   for (const int64_t end : {sections.split_tiles_offset, sections.counters_offset})
     std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
+  const auto [num_first_items, num_working] = write_items(
+      schedule, launch_us, scratch.narrow_begins, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
+      reinterpret_cast<WorkItem*>(bytes + sections.items_offset));
+  const auto num_wide_items = static_cast<uint32_t>(schedule.wide_items.size());
   auto* header = reinterpret_cast<PlanHeader*>(bytes);
   *header = {
       .magic = kPlanMagic,
@@ -185,8 +189,8 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .split_tiles_offset = static_cast<uint32_t>(sections.split_tiles_offset),
       .counters_offset = static_cast<uint32_t>(sections.counters_offset),
       .num_narrow_ctas = schedule.num_narrow_ctas,
-      .num_first_items = 0,
-      .num_draws = 0,
+      .num_first_items = num_first_items,
+      .num_draws = num_wide_items > 0 ? num_wide_items - num_first_items + num_working : 0,
       .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
       .batch_size = batch.batch_size,
       .total_qo_len = batch.qo_indptr[batch.batch_size],
@@ -197,12 +201,6 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .page_size = batch.shape.page_size,
       .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
   };
-  const auto [num_first_items, num_working] = write_items(
-      schedule, launch_us, scratch.narrow_begins, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
-      reinterpret_cast<WorkItem*>(bytes + sections.items_offset));
-  header->num_first_items = num_first_items;
-  if (!schedule.wide_items.empty())
-    header->num_draws = static_cast<uint32_t>(schedule.wide_items.size()) - num_first_items + num_working;
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
   std::memset(bytes + sections.counters_offset, 0, sections.end - sections.counters_offset);

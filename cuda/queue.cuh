@@ -64,7 +64,6 @@ struct NoQueue {
   __device__ __forceinline__ void near_end() {}
   __device__ __forceinline__ void end(int) {}
   __device__ __forceinline__ void serve_begin() {}
-  __device__ __forceinline__ void serve_end(int) {}
 };
 
 /// Draws items; all lanes of kDrawingWarp call everything, and what others call does nothing.
