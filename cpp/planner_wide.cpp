@@ -22,13 +22,16 @@ constexpr double kItemShare = 0.5;
 /// of a CTA without wide items.
 constexpr double kTolerance = 1.05;
 
-/// Loads in whole nanoseconds above the CTA's index: one integer orders the heap, ties included.
+/// Loads in whole nanoseconds above the CTA's index: one integer orders the heap, ties included. Four
+/// children to a node, of which the last are padded: half as many levels, and no branch but the last for
+/// each.
 class LoadHeap {
  public:
   LoadHeap(const std::vector<CtaLoad>& ctas, std::vector<uint64_t>& storage) : entries_(storage) {
     entries_.clear();
     for (size_t cta = 0; cta < ctas.size(); ++cta) entries_.push_back(entry(ctas[cta].us, cta));
     std::sort(entries_.begin(), entries_.end());
+    entries_.resize(4 * entries_.size() + 1, UINT64_MAX);
   }
 
   int32_t least_loaded() const { return static_cast<int32_t>(entries_.front() % kMaxNumCtas); }
@@ -36,15 +39,18 @@ class LoadHeap {
   /// Adds to the least loaded CTA.
   void add(double us) {
     const uint64_t value = entries_.front() + entry(us, 0);
-    const size_t size = entries_.size();
+    uint64_t* entries = entries_.data();
     size_t hole = 0;
-    for (size_t child = 1; child < size; child = 2 * hole + 1) {
-      if (child + 1 < size) child += entries_[child + 1] < entries_[child];
-      if (value <= entries_[child]) break;
-      entries_[hole] = entries_[child];
+    while (true) {
+      const size_t first = 4 * hole + 1;
+      const size_t low = first + (entries[first + 1] < entries[first]);
+      const size_t high = first + 2 + (entries[first + 3] < entries[first + 2]);
+      const size_t child = entries[high] < entries[low] ? high : low;
+      if (value <= entries[child]) break;
+      entries[hole] = entries[child];
       hole = child;
     }
-    entries_[hole] = value;
+    entries[hole] = value;
   }
 
  private:
@@ -75,8 +81,9 @@ void assign_longest_first(const std::vector<Tile>& tiles, const KindCosts& costs
   for (const uint64_t entry : scratch.order) {
     const Tile& tile = tiles[static_cast<uint32_t>(entry)];
     const double one_us = costs[tile.cost_class].whole_us(num_steps(tile));
+    const double heads_of_left = share / one_us;
     for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
-      const double fitting = std::clamp<double>(left_us * share / one_us, 1, tile.kv_head_end - kv_head);
+      const double fitting = std::clamp<double>(left_us * heads_of_left, 1, tile.kv_head_end - kv_head);
       const auto num_heads = static_cast<int32_t>(fitting);
       WorkItem item = tile;
       item.kv_head_begin = kv_head;
