@@ -10,8 +10,8 @@ namespace onewave {
 namespace {
 
 /// Microseconds for `bytes` on each of `num_ctas` CTAs of which one alone reads `cta_gb_per_s`. The two
-/// bounds meet in a curve, not a corner: the fourth power fits bench/results/narrow_curve_h100.json within 3
-/// %.
+/// bounds meet in a curve, not a corner: the fourth power fits bench/results/narrow_curve_h100.json, of the
+/// loaders of then, within 3 %.
 double read_us(double bytes, double cta_gb_per_s, double memory_gb_per_s, int num_ctas) {
   const double alone_us = bytes / cta_gb_per_s * 1e-3;
   const double share_us = bytes * num_ctas / memory_gb_per_s * 1e-3;

@@ -40,6 +40,7 @@ struct LineWork {
   int typical_class = 0;          ///< that has most steps
 
   double whole_us(const KindCosts& costs) const;
+  /// Of one unit of typical length.
   double typical_us(const KindCosts& costs) const;
   /// What a boundary between CTAs costs on average: nothing where units are too short to be cut.
   double boundary_us(const KindCosts& costs) const;

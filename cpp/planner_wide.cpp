@@ -65,7 +65,8 @@ class LoadHeap {
 void sort_by_time(const std::vector<Tile>& tiles, const KindCosts& costs, std::vector<uint64_t>& order) {
   order.clear();
   for (size_t i = 0; i < tiles.size(); ++i) {
-    const auto ns = static_cast<uint32_t>(costs[tiles[i].cost_class].whole_us(num_steps(tiles[i])) * 1e3);
+    const double us = costs[tiles[i].cost_class].whole_us(num_steps(tiles[i]));
+    const auto ns = static_cast<uint32_t>(std::min(us * 1e3, 4e9));
     order.push_back(uint64_t{~ns} << 32 | i);
   }
   if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());

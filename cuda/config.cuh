@@ -42,9 +42,9 @@ inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 inline constexpr int kConsumerWarpsShift = 3;
 static_assert(kConsumerWarps == 1 << kConsumerWarpsShift && kConsumerWarps >= kMaxHeadsPerStep);
 
-/// Arrivals of a consumer warp on a barrier: one lane's, after __syncwarp. compute-sanitizer's racecheck does
-/// not carry one lane's arrival over to what the others of its warp have read, so the cubins it checks (CMake
-/// option ONEWAVE_SANITIZER) have all lanes arrive.
+/// Arrivals of a warp on a barrier: one lane's, where a consumer's is after __syncwarp. compute-sanitizer's
+/// racecheck does not carry one lane's arrival over to what the others of its warp have read, so the cubins
+/// it checks (CMake option ONEWAVE_SANITIZER) have all lanes arrive.
 #ifdef ONEWAVE_SANITIZER
 inline constexpr int kArrivingLanes = 32;
 #else

@@ -100,7 +100,7 @@ struct TmaLoader {
                      kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
-  /// Also says that the warp has read what it needed of earlier items (queue.cuh).
+  /// Also says that the warp has read what it needed of items up to the stage before (queue.cuh).
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     if (lane == 0) {
       ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));

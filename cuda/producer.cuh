@@ -189,7 +189,8 @@ class QueryStream {
   RingPosition<kQueryStages> at_;
 };
 
-/// The gathering cubins: all producer threads load Q, K and V, K one tile ahead of V.
+/// The gathering cubins: all producer threads load Q, K and V; of wide items K one tile ahead of V, of narrow
+/// ones after V of the tile before.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
 __device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
                                               Queue& queue, KindTiles& tiles, KindRings& rings,
@@ -201,7 +202,9 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
       queries.load();
     }
     rings.k.wait_empty(at_k);
-    ptx::cp_async_wait_group<1>();  // its page ids: those of the tile after it may be on their way
+    // Its page ids; the group of the next tile's may be on its way, with K and V that were asked for before
+    // it.
+    ptx::cp_async_wait_group<1>();
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
   };
@@ -230,12 +233,13 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   }
 }
 
-/// Whether a stage of narrow items is asked for only when the one before has landed. Where most CTAs stream,
-/// half of the bytes in flight draw the memory's whole bandwidth, and every load of the few that multiply
-/// waits behind them.
+/// Whether only half of a ring's stages are on their way. Where most CTAs stream, half of the bytes in flight
+/// draw the memory's whole bandwidth, and every load of the few that multiply waits behind them.
 __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
   return header->wide_begin < header->num_items && 2 * header->num_narrow_ctas > header->num_ctas;
 }
+
+inline constexpr uint32_t kGentleStages = kNumStages / 2;
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
 template <class Items, class Loader, class Queue, class Load>
@@ -247,7 +251,8 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const typename 
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
     ring.wait_empty(at);
-    if (Items::kKind == Kind::kNarrow && gently && at.count > 0) ring.wait_full(at.previous());
+    if (Items::kKind == Kind::kNarrow && gently && at.count >= kGentleStages)
+      ring.wait_full(at.before(kGentleStages));
     load(tile, at.stage());
     at.advance();
     tile = next_tile;

@@ -2,7 +2,7 @@
 
 /// The shared-memory plan of a CTA. The kinds' parts are the same bytes:
 ///
-///   wide     Q stages of 128 rows | K stages | V stages | records of items | rings of both kinds, flag
+///   wide     Q stages of 128 rows | K stages | V stages | records of items | page ids, rings, queue, flag
 ///   narrow   Q stages of 64 rows  | K stages | V stages | join buffer      |
 ///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has

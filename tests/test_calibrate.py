@@ -34,15 +34,15 @@ TRUTH: dict[str, Any] = {
             "wide_step_us": step_us,
             "wide_unit_us": 2.5,
             "wide_slowdown": slowdown,
-            "wide_unit_slowdown": 2.0,
+            "wide_unit_slowdown": 3.0,
             "narrow_unit_us": 1.2,
             "narrow_gb_per_s": rates,
         }
         for head_dim, loader, step_us, slowdown, rates in (
             (64, "tma", 1.1, 0.3, [80.0, 70.0, 40.0]),
             (64, "gather", 1.2, 0.4, [35.0, 32.0, 30.0]),
-            (128, "tma", 1.6, 0.5, [90.0, 80.0, 50.0]),
-            (128, "gather", 1.8, 0.7, [55.0, 50.0, 40.0]),
+            (128, "tma", 1.6, 0.15, [90.0, 80.0, 50.0]),
+            (128, "gather", 1.8, 0.9, [55.0, 50.0, 40.0]),
         )
     ],
 }
@@ -73,14 +73,17 @@ def record() -> dict[str, Any]:
 def test_times_of_the_model_give_its_numbers(record: dict[str, Any]) -> None:
     assert record["gpu"] == TRUTH["gpu"]
     assert record["launch_us"] == pytest.approx(TRUTH["launch_us"], abs=1.5)
-    assert record["split_us"] == pytest.approx(TRUTH["split_us"], abs=0.5)
-    assert record["partial_gb_per_s"] == pytest.approx(TRUTH["partial_gb_per_s"], rel=0.3)
+    assert record["split_us"] == pytest.approx(TRUTH["split_us"], abs=0.8)
+    assert record["partial_gb_per_s"] == pytest.approx(TRUTH["partial_gb_per_s"], rel=0.6)
     for found, true in zip(record["kernels"], TRUTH["kernels"], strict=True):
         assert (found["head_dim"], found["loader"]) == (true["head_dim"], true["loader"])
         assert found["wide_step_us"] == pytest.approx(true["wide_step_us"], rel=0.03)
         assert found["wide_unit_us"] == pytest.approx(true["wide_unit_us"], rel=0.3)
         assert found["narrow_unit_us"] == pytest.approx(true["narrow_unit_us"], rel=0.3)
         assert found["narrow_gb_per_s"] == pytest.approx(true["narrow_gb_per_s"], rel=0.08)
+        if found["head_dim"] == 128:  # else the memory is the bound of those batches, and hides it
+            assert found["wide_slowdown"] == pytest.approx(true["wide_slowdown"], abs=0.3)
+            assert found["wide_unit_slowdown"] >= 2.0  # the guess is 1, the truth 3; beyond it little changes
     found_memory = {point["num_ctas"]: point["gb_per_s"] for point in record["memory"]}
     for point in TRUTH["memory"]:
         assert found_memory[point["num_ctas"]] == pytest.approx(point["gb_per_s"], rel=0.1)

@@ -1,8 +1,9 @@
 #pragma once
 
 /// What the planner takes work to cost on a GPU. A wide item costs tensor time, a narrow item costs bytes; on
-/// different SMs they disturb each other only on the way out of the L2, which wide items need as much as
-/// narrow ones (wide_slowdown). All numbers are measured, by `python -m onewave calibrate`.
+/// different SMs they disturb each other on the way out of the L2, which wide items need as much as narrow
+/// ones (wide_slowdown), and each read of a wide item waits behind theirs (wide_unit_slowdown). All numbers
+/// are measured, by `python -m onewave calibrate`.
 
 #include <onewave/plan_format.h>
 #include <onewave/types.h>
@@ -26,7 +27,7 @@ struct KernelRates {
   Loader loader;
   float wide_step_us;
   float wide_unit_us;        ///< beside its steps: the first tile, the mask, the output
-  float wide_slowdown;       ///< part that steps take longer beside CTAs that stream, if these were all
+  float wide_slowdown;       ///< part that steps take longer beside CTAs that stream, extrapolated to all
   float wide_unit_slowdown;  ///< the same of wide_unit_us, which waits for one read after another
   float narrow_unit_us;
   std::array<float, kNumRowClasses> narrow_gb_per_s;  ///< K and V, beside CTAs that multiply
@@ -73,7 +74,7 @@ class CostModel {
   double wide_step_us(int num_narrow_ctas, int num_ctas) const {
     return kernel_.wide_step_us * slowdown(kernel_.wide_slowdown, num_narrow_ctas, num_ctas);
   }
-  /// The same where no other tile reads these keys, and all of `num_ctas` CTAs do such work.
+  /// A step where no other tile reads these keys, and all of `num_ctas` CTAs do such work.
   double wide_alone_step_us(int num_ctas) const { return step_us_[kNumRowClasses][num_ctas]; }
 
   double narrow_unit_us() const { return kernel_.narrow_unit_us; }

@@ -298,15 +298,14 @@ def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, An
         (Request(KV_LEN // 8, 1),) * (n * part) + (Request(qo_len, qo_len),)
         for n, qo_len in ((16, 128), (24, 256), (32, 512))
     ]
-    # A step of this grid moves a few CTAs, and how they divide the work moves the time by 2 %.
+    # A step of this grid moves a few CTAs, and how they divide the work moves a batch by up to 9 %.
     losses = _losses(bench, record, entry, "wide_slowdown", STEP_SLOWDOWNS, long)
-    steps = _least_good(STEP_SLOWDOWNS, _smoothed(losses), tolerance=0.025)
-    entry = entry | {"wide_slowdown": steps}
+    if losses:
+        entry = entry | {"wide_slowdown": _least_good(STEP_SLOWDOWNS, _smoothed(losses), tolerance=0.025)}
     losses = _losses(bench, record, entry, "wide_unit_slowdown", UNIT_SLOWDOWNS, short)
-    return {
-        "wide_slowdown": steps,
-        "wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.005),
-    }
+    if losses:
+        entry = entry | {"wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.005)}
+    return {name: entry[name] for name in ("wide_slowdown", "wide_unit_slowdown")}
 
 
 def _losses(
@@ -317,17 +316,20 @@ def _losses(
     candidates: Sequence[float],
     batches: Sequence[tuple[Request, ...]],
 ) -> list[float]:
-    """Of each candidate for the number: by what part its plans are slower than the fastest, on average. What a wide
-    step takes beside streams can't be told from a run's time: CTAs that wait for the last one hide in it."""
+    """Of each candidate for the number: by what part its plans are slower than the fastest, on average; nothing where
+    it makes no difference. What a wide step takes beside streams can't be told from a run's time: CTAs that wait for
+    the last one hide in it."""
     shape = _shape(Kernel(entry["head_dim"], entry["loader"]))
     losses = []
+    nums_narrow_ctas = []
     for requests in batches:
         workload = replace(shape, requests=requests)
-        times = [
-            bench.run(workload, record | {"kernels": [entry | {name: candidate}]}).us
-            for candidate in candidates
-        ]
-        losses.append([us / min(times) - 1 for us in times])
+        runs = [bench.run(workload, record | {"kernels": [entry | {name: c}]}) for c in candidates]
+        least_us = min(run.us for run in runs)
+        losses.append([run.us / least_us - 1 for run in runs])
+        nums_narrow_ctas.append({run.num_narrow_ctas for run in runs})
+    if all(len(nums) == 1 for nums in nums_narrow_ctas):
+        return []
     return [statistics.mean(of_one) for of_one in zip(*losses, strict=True)]
 
 
@@ -341,22 +343,32 @@ def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance:
 
 
 def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
-    """As many units as CTAs, and five for every four of the same work, of which each boundary between CTAs cuts one:
-    narrow ones, and the wide ones of one request, whose keys come from the L2."""
+    """As many units as CTAs, and five for every four of the same work, of which most boundaries between CTAs cut one:
+    narrow ones, on so few CTAs that the memory does not hide what cuts cost, and the wide ones of one request, whose
+    keys come from the L2."""
     kernel = Kernel(128, "tma")
     entry = next(k for k in record["kernels"] if (k["head_dim"], k["loader"]) == kernel)
     shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
-    few, many = bench.num_ctas, bench.num_ctas * 5 // 4
     tile_tokens = WIDE_TILE_Q // 4
     # By costs with which the planner takes cuts for nothing.
     kernels = [k | {"wide_unit_us": 0.1, "narrow_unit_us": 0.1} for k in record["kernels"]]
     eager = record | {"split_us": 0.0, "partial_gb_per_s": 1e6, "kernels": kernels}
-    narrow = [(Request(KV_LEN // 4, 1),) * many, (Request(KV_LEN * 5 // 16, 1),) * few]
-    wide = [(Request(KV_LEN // 4, many * tile_tokens),), (Request(KV_LEN * 5 // 16, few * tile_tokens),)]
+    num_ctas = bench.num_ctas // 4
+    short, long = KV_LEN // 4, KV_LEN * 5 // 16
+    narrow = [(Request(short, 1),) * (num_ctas * 5 // 4), (Request(long, 1),) * num_ctas]
+    wide = [
+        (Request(short, bench.num_ctas * 5 // 4 * tile_tokens),),
+        (Request(long, bench.num_ctas * tile_tokens),),
+    ]
     piece_us = []
-    for batches, unit_us in ((narrow, entry["narrow_unit_us"]), (wide, entry["wide_unit_us"])):
-        cut, whole = (bench.run(replace(shape, requests=requests), eager) for requests in batches)
-        # A boundary adds a unit's start and two pieces.
+    for batches, ctas, unit_us in (
+        (narrow, num_ctas, entry["narrow_unit_us"]),
+        (wide, None, entry["wide_unit_us"]),
+    ):
+        cut, whole = (
+            bench.run(replace(shape, requests=requests, num_ctas=ctas), eager) for requests in batches
+        )
+        # The CTA that is done last has a unit's start more, and two pieces.
         piece_us.append(max((cut.us - whole.us - unit_us) / 2, 0.1))
     narrow_us, wide_us = piece_us
     partial_bytes = 2 * WIDE_TILE_Q * kernel.head_dim * 4
