@@ -9,10 +9,10 @@
 ///   every warp        wait(full[n])        WideCursor: items[n]
 ///
 /// No warp is asked whether it is done with a slot. Slot n is written again no sooner than when the first
-/// tile of keys of item m = n + kQueueSlots - 1 is looked up; by then the tile two before it is loaded, so the
-/// one kNumStages earlier is released, and an item has a tile or more: the scores of an item from n + 5 on are
-/// computed, and V of the one before it has arrived. So queries and V of item n + 4 have arrived, and their
-/// warps, whose lanes meet at each stage, have read slot n before those of item n + 1.
+/// tile of keys of item m = n + kQueueSlots - 1 is looked up; by then the tile two before it is loaded, so
+/// the one kNumStages earlier is released, and an item has a tile or more: the scores of an item from n + 5
+/// on are computed, and V of the one before it has arrived. So queries and V of item n + 4 have arrived, and
+/// their warps, whose lanes meet at each stage, have read slot n before those of item n + 1.
 
 #include "pipeline.cuh"
 #include "work.cuh"
