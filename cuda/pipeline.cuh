@@ -21,8 +21,7 @@ struct RingPosition {
   /// Of the current lap; a consumer waits for it, a producer for the lap before.
   __device__ __forceinline__ uint32_t parity() const { return count / kStages % 2; }
   __device__ __forceinline__ void advance() { ++count; }
-  /// That `num_stages` ago, of as many passed.
-  __device__ __forceinline__ RingPosition before(uint32_t num_stages) const { return {count - num_stages}; }
+  __device__ __forceinline__ RingPosition previous() const { return {count - 1}; }
 };
 
 /// By every lane of a consumer warp, when all it did before may be taken as done.

@@ -233,13 +233,12 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   }
 }
 
-/// Whether only half of a ring's stages are on their way. Where most CTAs stream, half of the bytes in flight
-/// draw the memory's whole bandwidth, and every load of the few that multiply waits behind them.
+/// Whether a stage of narrow items is asked for only when the one before has landed, so that half of a ring
+/// is on its way, at head_dim 64 a quarter. Where most CTAs stream, that draws the memory's whole bandwidth,
+/// and every load of the few that multiply waits behind what is on its way.
 __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
   return header->wide_begin < header->num_items && 2 * header->num_narrow_ctas > header->num_ctas;
 }
-
-inline constexpr uint32_t kGentleStages = kNumStages / 2;
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
 template <class Items, class Loader, class Queue, class Load>
@@ -251,8 +250,7 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const typename 
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
     ring.wait_empty(at);
-    if (Items::kKind == Kind::kNarrow && gently && at.count >= kGentleStages)
-      ring.wait_full(at.before(kGentleStages));
+    if (Items::kKind == Kind::kNarrow && gently && at.count > 0) ring.wait_full(at.previous());
     load(tile, at.stage());
     at.advance();
     tile = next_tile;
