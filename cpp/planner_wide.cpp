@@ -150,8 +150,8 @@ double mean_us(const std::vector<CtaLoad>& ctas) {
 }  // namespace
 
 KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_ctas) {
-  const UnitCosts shared{.start_us = costs.wide_unit_us(num_narrow_ctas, num_ctas),
-                         .step_us = costs.wide_step_us(num_narrow_ctas, num_ctas),
+  const UnitCosts shared{.start_us = costs.wide_unit_us(num_ctas, num_narrow_ctas),
+                         .step_us = costs.wide_step_us(num_ctas, num_narrow_ctas),
                          .split_us = costs.split_us() + kWideTileQ * costs.partial_row_us()};
   KindCosts by_class;
   by_class.fill(shared);

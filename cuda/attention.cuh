@@ -35,7 +35,7 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
     prefetch_tensor_maps(params, cta.narrow_begin < cta.narrow_end);
   produce(params, work, NarrowItems{work}, storage.narrow.tiles, storage.page_ids, nullptr,
           storage.narrow_rings, narrow_rows_shift);
-  if (!has_wide_items(work)) return;
+  if (!has_wide_items(work.header)) return;
   produce(params, work, WideItems{params, work, storage}, storage.wide.tiles, storage.page_ids,
           storage.wide.items, storage.wide_rings, [](int) { return kWideRowsShift; });
 }
@@ -46,7 +46,7 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
   KindPositions at;
   for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
     consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
-  if (!has_wide_items(work)) return;
+  if (!has_wide_items(work.header)) return;
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
   arrive_warp(&storage.narrow_done);
   WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.is_last_arrival);

@@ -20,8 +20,7 @@ namespace onewave {
 /// former would push the latter out of the L2.
 template <Kind kKind>
 __device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
-  if constexpr (kKind == Kind::kNarrow)
-    return header->wide_begin < header->num_items ? ptx::kEvictFirst : ptx::kEvictNormal;
+  if constexpr (kKind == Kind::kNarrow) return has_wide_items(header) ? ptx::kEvictFirst : ptx::kEvictNormal;
   return header->num_narrow_ctas > 0 ? ptx::kEvictLast : ptx::kEvictNormal;
 }
 

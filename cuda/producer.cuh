@@ -237,7 +237,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
 /// is on its way, at head_dim 64 a quarter. Where most CTAs stream, that draws the memory's whole bandwidth,
 /// and every load of the few that multiply waits behind what is on its way.
 __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
-  return header->wide_begin < header->num_items && 2 * header->num_narrow_ctas > header->num_ctas;
+  return has_wide_items(header) && 2 * header->num_narrow_ctas > header->num_ctas;
 }
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.

@@ -39,8 +39,8 @@ __device__ __forceinline__ const SplitTile& split_tile(const Work& work, const W
 }
 
 /// Wide items, which a CTA takes when its narrow ones are done.
-__device__ __forceinline__ bool has_wide_items(const Work& work) {
-  return work.header->wide_begin < work.header->num_items;
+__device__ __forceinline__ bool has_wide_items(const PlanHeader* header) {
+  return header->wide_begin < header->num_items;
 }
 
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }

@@ -1,13 +1,12 @@
 """What every GPU test asks of a run: poisoned outputs, the tolerance, the same bits twice, untouched rows."""
 
 import math
-from pathlib import Path
 
 import onewave
 import torch
 from dense_batch import DenseBatch, Expected, Heads, Paged
+from plan_checks import CALIBRATION_FILE
 
-CALIBRATION = Path(__file__).parent / "calibration.json"
 # Rows of q and out beyond the batch: filled, and to be left alone.
 NUM_EXTRA_ROWS = 5
 UNTOUCHED = 7.0
@@ -28,7 +27,7 @@ def make_attention(
         max_total_qo_len=max(batch.total_qo_len, 1),
         max_kv_len=max(max(group.kv_len for group in lens), 1),
         num_ctas=num_ctas,
-        calibration=CALIBRATION,
+        calibration=CALIBRATION_FILE,
     )
 
 

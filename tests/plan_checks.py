@@ -11,7 +11,8 @@ from onewave import _core
 from onewave._calibration import read_calibration
 from onewave.plan_format import Plan
 
-CALIBRATION = read_calibration(Path(__file__).parent / "calibration.json")
+CALIBRATION_FILE = Path(__file__).parent / "calibration.json"
+CALIBRATION = read_calibration(CALIBRATION_FILE)
 
 TILE_KV = 128
 WIDE_TILE_Q = 128
@@ -190,15 +191,13 @@ def check_splits_both_kinds(plan: Plan) -> None:
 
 def check_prediction(batch: Batch, plan: Plan) -> None:
     """A CTA's narrow items, and the wide ones that it takes if the predictions hold, add up to its prediction."""
-    qo_indptr = batch.qo_indptr
+    qo_indptr, costs = batch.qo_indptr, batch.costs()
     us = np.array(
-        _core.predict_items(
-            plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data, batch.costs()
-        )
+        _core.predict_items(plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data, costs)
     )
     assert (us > 0).all() and len(us) == len(plan.items)
     loads = [
-        (batch.costs().launch_us + us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index)
+        (costs.launch_us + us[cta["narrow_begin"] : cta["narrow_end"]].sum(), index)
         for index, cta in enumerate(plan.ctas)
     ]
     heapq.heapify(loads)

@@ -68,11 +68,11 @@ class CostModel {
   double launch_us() const { return launch_us_; }
 
   /// Where `num_narrow_ctas` of `num_ctas` CTAs stream.
-  double wide_unit_us(int num_narrow_ctas, int num_ctas) const {
-    return kernel_.wide_unit_us * slowdown(kernel_.wide_unit_slowdown, num_narrow_ctas, num_ctas);
+  double wide_unit_us(int num_ctas, int num_narrow_ctas) const {
+    return kernel_.wide_unit_us * slowdown(kernel_.wide_unit_slowdown, num_ctas, num_narrow_ctas);
   }
-  double wide_step_us(int num_narrow_ctas, int num_ctas) const {
-    return kernel_.wide_step_us * slowdown(kernel_.wide_slowdown, num_narrow_ctas, num_ctas);
+  double wide_step_us(int num_ctas, int num_narrow_ctas) const {
+    return kernel_.wide_step_us * slowdown(kernel_.wide_slowdown, num_ctas, num_narrow_ctas);
   }
   /// A step where no other tile reads these keys, and all of `num_ctas` CTAs do such work.
   double wide_alone_step_us(int num_ctas) const { return step_us_[kNumRowClasses][num_ctas]; }
@@ -87,7 +87,7 @@ class CostModel {
 
  private:
   /// What multiplies waits behind the reads of what streams. Where all CTAs stream, what is wide comes after.
-  static double slowdown(float part, int num_narrow_ctas, int num_ctas) {
+  static double slowdown(float part, int num_ctas, int num_narrow_ctas) {
     return num_narrow_ctas == num_ctas ? 1 : 1 + static_cast<double>(part) * num_narrow_ctas / num_ctas;
   }
 

@@ -64,6 +64,13 @@ class Run(NamedTuple):
     def num_narrow_ctas(self) -> int:
         return int(header_of(self.plan)["num_narrow_ctas"])
 
+    def num_narrow_units(self) -> int:
+        """Of (request, kv heads of a step), of all narrow items."""
+        return sum(
+            (item["kv_head_end"] - item["kv_head_begin"]) // item["heads_per_step"]
+            for item in items_of(self.plan)[: header_of(self.plan)["wide_begin"]]
+        )
+
     def wide_work(self) -> tuple[int, int]:
         """Units of (tile, kv head), and steps of 128 keys, of all wide items."""
         units = steps = 0
@@ -235,17 +242,12 @@ def _measure_narrow_unit(bench: Bench, record: dict[str, Any], kernel: Kernel) -
     """The same keys in requests of four steps and of sixteen."""
     shape = _shape(kernel)
     num_long = 4 * bench.num_ctas
-    times = []
-    for count, kv_len in ((4 * num_long, 4 * TILE_KV), (num_long, 16 * TILE_KV)):
-        times.append(bench.run(replace(shape, requests=(Request(kv_len, 1),) * count), record))
-    units = [sum(_narrow_units(run.plan)) for run in times]
-    difference_us = (times[0].us - times[1].us) * bench.num_ctas
-    return round(max(difference_us / (units[0] - units[1]), 0.1), 2)
-
-
-def _narrow_units(plan: bytes) -> Iterator[int]:
-    for item in items_of(plan)[: header_of(plan)["wide_begin"]]:
-        yield (item["kv_head_end"] - item["kv_head_begin"]) // item["heads_per_step"]
+    many, few = (
+        bench.run(replace(shape, requests=(Request(kv_len, 1),) * count), record)
+        for count, kv_len in ((4 * num_long, 4 * TILE_KV), (num_long, 16 * TILE_KV))
+    )
+    more_us = (many.us - few.us) * bench.num_ctas
+    return round(max(more_us / (many.num_narrow_units() - few.num_narrow_units()), 0.1), 2)
 
 
 def _measure_narrow(
