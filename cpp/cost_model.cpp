@@ -72,10 +72,11 @@ const Calibration& calibration_of(std::string_view gpu) {
 CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration)
     : kernel_(find_kernel(shape, calibration)),
       launch_us_(calibration.launch_us),
+      key_bytes_(2.0 * shape.head_dim * dtype_bytes(shape.dtype)),
       split_us_(calibration.split_us),
       partial_row_us_(2.0 * shape.head_dim * sizeof(float) / calibration.partial_gb_per_s * 1e-3) {
   check_rates(calibration, kernel_);
-  const double step_bytes = 2.0 * kTileKv * shape.head_dim * dtype_bytes(shape.dtype);
+  const double step_bytes = kTileKv * key_bytes_;
   std::array<double, kNumRowClasses + 1> cta_gb_per_s;
   std::copy(kernel_.narrow_gb_per_s.begin(), kernel_.narrow_gb_per_s.end(), cta_gb_per_s.begin());
   cta_gb_per_s.back() = step_bytes / kernel_.wide_step_us * 1e-3;

@@ -9,6 +9,7 @@
 
 #include "planner_internal.h"
 #include "planner_line.h"
+#include "planner_wide.h"
 
 namespace onewave {
 namespace planner {

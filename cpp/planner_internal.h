@@ -111,19 +111,4 @@ struct LineWork;  // planner_line.h
 void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
                      Schedule& schedule);
 
-struct WideScratch {
-  std::vector<uint64_t> order;
-  std::vector<WideItem> sorted_items;
-  std::vector<int32_t> bucket_ends;
-  std::vector<uint64_t> heap;
-  std::vector<CtaLoad> narrow_loads;
-  std::vector<WideItem> whole_items;  ///< of the schedule without splits, while one with is tried
-  std::vector<CtaLoad> whole_loads;
-};
-
-/// Longest first into the queue, from which the CTA that is done first takes the next; splits units where
-/// that does not balance. `work`: of the tiles.
-void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
-                   WideScratch& scratch, Schedule& schedule);
-
 }  // namespace onewave::planner

@@ -1,6 +1,9 @@
-/// The wide kind: compute-bound units in one queue, longest first. A min-heap of CTA loads, which starts with
-/// the narrow work, predicts who takes what. Splits cost partials and a merge, so they are made only where
-/// whole units do not balance; then the line is cut.
+/// The wide kind: compute-bound units in one queue, turn by turn (planner_sections.h), longest first in each.
+/// A min-heap of CTA loads, which starts with the narrow work, predicts who takes what. Splits cost partials
+/// and a merge, so they are made only where whole units do not balance; then the line is cut, and no turns
+/// are taken.
+
+#include "planner_wide.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,15 +11,18 @@
 #include <numeric>
 #include <vector>
 
-#include "planner_internal.h"
-#include "planner_line.h"
-
 namespace onewave::planner {
 namespace {
 
 /// An item takes a range of kv heads while it costs at most this part of a CTA's share of what is left: few
 /// items for long work, single heads towards the end, where they even the loads out.
 constexpr double kItemShare = 0.5;
+
+/// K and V of a turn (planner_sections.h). 2 and 4 MiB measure alike, 8 MiB is slower (bench/NOTES.md).
+constexpr double kTurnBytes = 4 << 20;
+/// What items that take turns save beside those that do not, which the model does not know: pieces of units
+/// run longest first, whatever the L2 keeps.
+constexpr double kTurnGain = 1.04;
 
 /// A makespan within this of the balanced one is not worth a split, nor one within what a cut costs, nor that
 /// of a CTA without wide items.
@@ -72,26 +78,32 @@ void sort_by_time(const std::vector<Tile>& tiles, const KindCosts& costs, std::v
   if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
 }
 
-/// Whole units to the least loaded CTA.
-void assign_longest_first(const std::vector<Tile>& tiles, const KindCosts& costs, double wide_us,
-                          WideScratch& scratch, Schedule& schedule) {
+/// Whole units to the least loaded CTA, section by section.
+void assign_in_order(const std::vector<Tile>& tiles, const KindCosts& costs, double wide_us,
+                     WideScratch& scratch, Schedule& schedule) {
   LoadHeap heap(schedule.ctas, scratch.heap);
-  sort_by_time(tiles, costs, scratch.order);
   const double share = kItemShare / static_cast<double>(schedule.ctas.size());
   double left_us = wide_us;
-  for (const uint64_t entry : scratch.order) {
-    const Tile& tile = tiles[static_cast<uint32_t>(entry)];
+  const auto assign = [&](const Tile& tile, int32_t head_begin, int32_t head_end) {
     const double one_us = costs[tile.cost_class].whole_us(num_steps(tile));
     const double heads_of_left = share / one_us;
-    for (int32_t kv_head = 0; kv_head < tile.kv_head_end;) {
-      const double fitting = std::clamp<double>(left_us * heads_of_left, 1, tile.kv_head_end - kv_head);
+    while (head_begin < head_end) {
+      const double fitting = std::clamp<double>(left_us * heads_of_left, 1, head_end - head_begin);
       const auto num_heads = static_cast<int32_t>(fitting);
       WorkItem item = tile;
-      item.kv_head_begin = kv_head;
-      item.kv_head_end = kv_head += num_heads;
+      item.kv_head_begin = head_begin;
+      item.kv_head_end = head_begin += num_heads;
       schedule.add_item(Kind::kWide, heap.least_loaded(), item, num_heads * one_us);
       heap.add(num_heads * one_us);
       left_us -= num_heads * one_us;
+    }
+  };
+  const int32_t num_kv_heads = tiles.front().kv_head_end;
+  for (const WideSection& section : scratch.sections) {
+    for (int32_t head = 0; head < num_kv_heads; head += section.num_heads) {
+      const int32_t head_end = std::min(head + section.num_heads, num_kv_heads);
+      for (size_t i = section.begin; i < section.end; ++i)
+        assign(tiles[static_cast<uint32_t>(scratch.order[i])], head, head_end);
     }
   }
 }
@@ -166,7 +178,10 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
       wide_unit_costs(model, static_cast<int>(schedule.ctas.size()), schedule.num_narrow_ctas);
   const double wide_us = work.whole_us(costs);
   scratch.narrow_loads = schedule.ctas;
-  assign_longest_first(tiles, costs, wide_us, scratch, schedule);
+  sort_by_time(tiles, costs, scratch.order);
+  const bool has_streams = schedule.num_narrow_ctas > 0;
+  scratch.sections.divide(tiles, has_streams ? kTurnBytes : INFINITY, model.key_bytes(), scratch.order);
+  assign_in_order(tiles, costs, wide_us, scratch, schedule);
   const double whole_us = makespan_us(schedule.ctas);
   const double balanced_us = mean_us(schedule.ctas);
   const double cut_us = costs[work.typical_class].cut_us();
@@ -182,7 +197,8 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   schedule.ctas = scratch.narrow_loads;
   cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
-  if (makespan_us(schedule.ctas) < whole_us) return;
+  const double gain = has_streams ? kTurnGain : 1;
+  if (gain * makespan_us(schedule.ctas) < whole_us) return;
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
   schedule.split_tiles.resize(num_narrow_splits);

@@ -7,6 +7,8 @@
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
+/// and the gathering one load_kv(), which does both.
+///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
 /// left of the last page is the consumers' to mask.
 
@@ -151,54 +153,76 @@ struct GatherLoader {
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    load(params.k, k_first, rows, kv_head, stage, full);
+    load(rows, kv_head, Destination{params.k, k_first, stage, full});
   }
 
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
-    load(params.v, v_first, rows, kv_head, stage, full);
+    load(rows, kv_head, Destination{params.v, v_first, stage, full});
+  }
+
+  __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, Element* k_stage, uint64_t* k_full,
+                                          Element* v_stage, uint64_t* v_full) const {
+    load(rows, kv_head, Destination{params.k, k_first, k_stage, k_full},
+         Destination{params.v, v_first, v_stage, v_full});
   }
 
  private:
   static constexpr int kChunkBytes = kChunkCols * sizeof(Element);
   static constexpr uint32_t kNoRow = UINT32_MAX;
 
+  /// What a stage is filled from.
+  struct Destination {
+    const GatheredTensor& source;
+    const char* first;
+    Element* stage;
+    uint64_t* full;
+  };
+
   /// In registers: the compiler would add the cache's address anew for every row.
   __device__ __forceinline__ static const char* first_chunk(const GatheredTensor& source) {
     return ptx::opaque(static_cast<const char*>(source.data) + threadIdx.x % kPanelChunks * kChunkBytes);
   }
 
-  __device__ __forceinline__ void load(const GatheredTensor& source, const char* first, const Rows& rows,
-                                       int kv_head, Element* stage, uint64_t* full) const {
-    const int lane = row % 32;
+  /// The same rows into each of the stages.
+  template <class... Destinations>
+  __device__ __forceinline__ void load(const Rows& rows, int kv_head, const Destinations&... to) const {
     const bool valid = rows.token >= 0;
     const uint32_t page = valid ? page_ids.of_row[rows.slot][row] : 0;
-    const uint32_t offset = page * source.page_chunks + rows.token * source.token_chunks +
-                            (kv_head + rows.head) * source.head_chunks;
-    const uint32_t destination = ptx::shared_address(stage) +
-                                 tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
+    const auto offset = [&](const GatheredTensor& source) {
+      return page * source.page_chunks + rows.token * source.token_chunks +
+             (kv_head + rows.head) * source.head_chunks;
+    };
     if (__all_sync(0xffffffff, valid)) {
-      copy_rows<true>(first, offset, destination);
+      (copy_rows<true>(to.first, offset(to.source), first_target(to.stage)), ...);
     } else {
-      copy_rows<false>(first, valid ? offset : kNoRow, destination);
+      (copy_rows<false>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)), ...);
     }
     // The shuffle tells the compiler that the address is the warp's.
-    ptx::cp_async_mbarrier_arrive_noinc(__shfl_sync(0xffffffff, ptx::shared_address(full), 0));
+    (ptx::cp_async_mbarrier_arrive_noinc(__shfl_sync(0xffffffff, ptx::shared_address(to.full), 0)), ...);
+  }
+
+  /// This lane's chunk in the first of its eight rows.
+  __device__ __forceinline__ uint32_t first_target(Element* stage) const {
+    const int lane = row % 32;
+    return ptx::shared_address(stage) +
+           tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
   }
 
   /// Eight lanes copy their eight rows one after another, 16 bytes of every panel each, so that an address
   /// serves all panels.
   ///
   /// `offset`: of this lane's row, in chunks from `first`; kNoRow: none, its row becomes zeros.
-  /// `destination`: of this lane's chunk in the first of the eight rows.
+  /// `first_target`: of this lane's chunk in the first of the eight rows.
   template <bool kAllValid>
-  __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset, uint32_t destination) {
+  __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
+                                                   uint32_t first_target) {
 #pragma unroll
     for (int i = 0; i < kPanelChunks; ++i) {
       const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
       const bool valid = kAllValid || row_offset != kNoRow;
       const char* source = first + (valid ? static_cast<uint64_t>(row_offset) * kChunkBytes : 0);
-      const uint32_t target = nth_chunk(destination, i) + i * kPanelRowBytes;
+      const uint32_t target = nth_chunk(first_target, i) + i * kPanelRowBytes;
 #pragma unroll
       for (int panel = 0; panel < kNumPanels; ++panel) {
         const uint32_t panel_target = target + panel * kTileKv * kPanelRowBytes;

@@ -189,21 +189,33 @@ class QueryStream {
   RingPosition<kQueryStages> at_;
 };
 
-/// The gathering cubins: all producer threads load Q, K and V; of wide items K one tile ahead of V, of narrow
-/// ones after V of the tile before.
+/// Whether all producer threads load K and V of a tile at once. Items that stream past keep more of the ring
+/// on its way so; those that multiply are slower, and two stages are too few.
+template <Kind kKind>
+inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNumStages > 2;
+
+/// The gathering cubins: all producer threads load Q, K and V, and look page ids up two tiles ahead.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
 __device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
                                               Queue& queue, KindTiles& tiles, KindRings& rings,
                                               Queries& queries) {
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+  // A cp.async group: the page ids of a tile, and what was asked for since the group before.
+  const auto next = [&] {
+    const KvTile<Loader> tile = stream.next();
+    ptx::cp_async_commit_group();
+    return tile;
+  };
   RingPosition<kNumStages> at_k, at_v;
-  const auto load_k = [&](const KvTile<Loader>& tile) {
+  const auto wait_for_k_stage = [&](const KvTile<Loader>& tile) {
     if (tile.is_first) {
       if (at_k.count > 0) queries.advance();
       queries.load();
     }
     rings.k.wait_empty(at_k);
-    // Its page ids; the group of the next tile's may be on its way, with K and V that were asked for before
-    // it.
+  };
+  const auto load_k = [&](const KvTile<Loader>& tile) {
+    wait_for_k_stage(tile);
     ptx::cp_async_wait_group<1>();
     loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
     at_k.advance();
@@ -213,21 +225,28 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
     at_v.advance();
   };
-  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  const auto next = [&] {
-    const KvTile<Loader> tile = stream.next();
-    ptx::cp_async_commit_group();
-    return tile;
+  const auto load_kv = [&](const KvTile<Loader>& tile) {
+    wait_for_k_stage(tile);
+    rings.v.wait_empty(at_k);
+    ptx::cp_async_wait_group<2>();
+    const int stage = at_k.stage();
+    loader.load_kv(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage], tiles.v[stage],
+                   &rings.v.full[stage]);
+    at_k.advance();
   };
   KvTile<Loader> tile = next();
   KvTile<Loader> next_tile = next();
-  if (tile.valid) load_k(tile);
+  if (!kLoadsKvAtOnce<Items::kKind> && tile.valid) load_k(tile);
   while (tile.valid) {
     const KvTile<Loader> later_tile = next();
-    // In the order in which the consumers use them, and so release them.
-    if constexpr (Items::kKind == Kind::kNarrow) load_v(tile);
-    if (next_tile.valid) load_k(next_tile);
-    if constexpr (Items::kKind == Kind::kWide) load_v(tile);
+    if constexpr (kLoadsKvAtOnce<Items::kKind>) {
+      load_kv(tile);
+    } else {
+      // In the order in which the consumers use them, and so release them.
+      if constexpr (Items::kKind == Kind::kNarrow) load_v(tile);
+      if (next_tile.valid) load_k(next_tile);
+      if constexpr (Items::kKind == Kind::kWide) load_v(tile);
+    }
     tile = next_tile;
     next_tile = later_tile;
   }

@@ -138,6 +138,34 @@ def test_whole_wide_items_run_longest_first() -> None:
     assert (np.diff(-(-plan.wide_items["kv_end"] // 128)) <= 0).all()
 
 
+@pytest.mark.parametrize(
+    ("prompts", "turns"),
+    [
+        ([(8192, 4096)], "head"),
+        ([(16384, 1024)], "head"),
+        ([(8192, 2048), (8192, 2048)], "request, head"),
+        ([(400, 400), (300, 300), (200, 200)], ""),
+    ],
+    ids=str,
+)
+def test_beside_streams_wide_items_take_turns_of_what_the_l2_keeps(
+    prompts: list[tuple[int, int]], turns: str
+) -> None:
+    """4 MiB of K and V: one kv head of 8192 keys, all kv heads of several short prompts."""
+    items = Batch([(8192, 1)] * 64 + prompts).plan().wide_items
+    order = {"head": items["kv_head_begin"], "request": items["request"]}
+    of_item = list(zip(*(order[name].tolist() for name in turns.split(", ") if name), strict=True))
+    assert of_item == sorted(of_item)
+    if not turns:
+        assert set(items["kv_head_begin"][:16]) == set(range(8))
+
+
+def test_a_batch_without_streams_runs_longest_first_whatever_the_l2_keeps() -> None:
+    plan = Batch([(16384, 8192), (16384, 8192)]).plan()
+    assert len(plan.split_tiles) == 0
+    assert (np.diff(-(-plan.wide_items["kv_end"] // 128)) <= 0).all()
+
+
 def test_empty_batch_has_no_items() -> None:
     plan = Batch([]).plan()
     assert len(plan.items) == 0

@@ -66,6 +66,8 @@ class CostModel {
   CostModel(const AttentionShape& shape, const Calibration& calibration);
 
   double launch_us() const { return launch_us_; }
+  /// K and V of one key of one kv head.
+  double key_bytes() const { return key_bytes_; }
 
   /// Where `num_narrow_ctas` of `num_ctas` CTAs stream.
   double wide_unit_us(int num_ctas, int num_narrow_ctas) const {
@@ -93,6 +95,7 @@ class CostModel {
 
   KernelRates kernel_;
   double launch_us_;
+  double key_bytes_;
   double split_us_;
   double partial_row_us_;
   /// By class, the last for wide items alone, and by CTAs: the planner asks for all of them in every plan.
