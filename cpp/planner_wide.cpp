@@ -185,9 +185,9 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   const double whole_us = makespan_us(schedule.ctas);
   const double balanced_us = mean_us(schedule.ctas);
   const double cut_us = costs[work.typical_class].cut_us();
-  if (whole_us <=
-      std::max({kTolerance * balanced_us, balanced_us + cut_us, makespan_us(scratch.narrow_loads)}))
-    return;
+  const double gain = has_streams ? kTurnGain : 1;
+  const double worth_a_cut_us = gain * std::max(kTolerance * balanced_us, balanced_us + cut_us);
+  if (whole_us <= std::max(worth_a_cut_us, makespan_us(scratch.narrow_loads))) return;
 
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
@@ -197,7 +197,6 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   schedule.ctas = scratch.narrow_loads;
   cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
-  const double gain = has_streams ? kTurnGain : 1;
   if (gain * makespan_us(schedule.ctas) < whole_us) return;
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
