@@ -51,7 +51,8 @@ const PlanHeader* plan_header(const nb::bytes& plan) {
 }
 
 BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, int32_t batch_size,
-                     uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices) {
+                     uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices,
+                     int32_t block_table_width, int64_t block_table_stride) {
   return {
       .shape = shape,
       .causal = causal,
@@ -61,6 +62,8 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
       .kv_indptr = pointer<const int32_t>(kv_indptr),
       .kv_len_arr = pointer<const int32_t>(kv_len_arr),
       .kv_indices = pointer<const int32_t>(kv_indices),
+      .block_table_width = block_table_width,
+      .block_table_stride = block_table_stride,
   };
 }
 
@@ -72,14 +75,15 @@ const CostModel& costs_or_default(const CostModel* costs, const AttentionShape& 
 
 nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& shape, bool causal,
                               float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
-                              uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs) {
+                              uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs,
+                              int32_t block_table_width, int64_t block_table_stride) {
   struct alignas(kPlanAlignment) Block {
     std::byte bytes[kPlanAlignment];
   };
   const size_t capacity = workspace_layout(limits, shape).plan_bytes;
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
-  const BatchSpec batch =
-      batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices);
+  const BatchSpec batch = batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
+                                     kv_indices, block_table_width, block_table_stride);
   std::optional<CostModel> fallback;
   return to_bytes(plan_batch(batch, limits, costs_or_default(costs, shape, fallback), buffer.get()));
 }
@@ -92,7 +96,7 @@ std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionSha
                           std::to_string(batch_size));
   }
   std::vector<double> us(header->num_items);
-  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0);
+  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0);
   std::optional<CostModel> fallback;
   predict_items(header, batch, costs_or_default(costs, shape, fallback), us.data());
   return us;
@@ -120,13 +124,16 @@ struct BoundAttention {
   BoundAttention& operator=(const BoundAttention&) = delete;
 
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
-            uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream) {
-    attention->plan(
-        batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices),
-        pointer<void>(stream));
+            uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream, int32_t block_table_width,
+            int64_t block_table_stride) {
+    attention->plan(batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
+                               kv_indices, block_table_width, block_table_stride),
+                    pointer<void>(stream));
   }
 
-  void run(const RunArgs& args, uintptr_t stream) { attention->run(args, pointer<void>(stream)); }
+  void run(const RunArgs& args, uintptr_t stream, bool enable_pdl) {
+    attention->run(args, pointer<void>(stream), enable_pdl);
+  }
 
   nb::bytes plan_bytes() const {
     if (attention->last_plan() == nullptr)
@@ -234,7 +241,8 @@ void bind_planner(nb::module_& m) {
       .def_ro("max_partial_rows", &WorkspaceLayout::max_partial_rows);
   m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
   m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
-        "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none());
+        "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none(),
+        "block_table_width"_a = 0, "block_table_stride"_a = 0);
   m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
         "costs"_a = nb::none());
   m.def("plan_layout", &plan_layout);
@@ -294,8 +302,9 @@ void bind_executor(nb::module_& m) {
           [](RunArgs* self, DType dtype, uintptr_t q, int64_t q_token_stride, int64_t q_head_stride,
              uintptr_t k, int64_t k_page_stride, int64_t k_token_stride, int64_t k_head_stride, uintptr_t v,
              int64_t v_page_stride, int64_t v_token_stride, int64_t v_head_stride, int64_t num_pages,
-             uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, uintptr_t lse, float k_scale,
-             float v_scale, uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
+             uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, uintptr_t lse, float sm_scale,
+             float k_scale, float v_scale, uintptr_t sm_scale_ptr, uintptr_t k_scale_ptr,
+             uintptr_t v_scale_ptr) {
             new (self) RunArgs{
                 .dtype = dtype,
                 .q = pointer<const void>(q),
@@ -308,8 +317,10 @@ void bind_executor(nb::module_& m) {
                 .out_token_stride = out_token_stride,
                 .out_head_stride = out_head_stride,
                 .lse = pointer<float>(lse),
+                .sm_scale = sm_scale,
                 .k_scale = k_scale,
                 .v_scale = v_scale,
+                .sm_scale_ptr = pointer<const float>(sm_scale_ptr),
                 .k_scale_ptr = pointer<const float>(k_scale_ptr),
                 .v_scale_ptr = pointer<const float>(v_scale_ptr),
             };
@@ -317,7 +328,7 @@ void bind_executor(nb::module_& m) {
           "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
           "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
           "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "lse"_a,
-          "k_scale"_a, "v_scale"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
+          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }
 
@@ -343,8 +354,10 @@ void bind_device(nb::module_& m) {
       .def(nb::init<int32_t, const PlanLimits&, const AttentionShape&, uintptr_t, const Calibration*>(),
            "device"_a, "limits"_a, "shape"_a, "workspace"_a, "calibration"_a = nb::none())
       .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
-           "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a)
-      .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a)
+           "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a,
+           "block_table_width"_a = 0, "block_table_stride"_a = 0)
+      .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
+           "enable_pdl"_a = false)
       .def("plan_bytes", &BoundAttention::plan_bytes);
 }
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <thread>
 #include <vector>
 
@@ -25,6 +26,10 @@ struct QueryRow {
 
 float scale_of(float scale, const float* pointer) { return pointer == nullptr ? scale : scale * *pointer; }
 
+float sm_scale_log2(const PlanHeader& header, const RunArgs& args) {
+  return args.sm_scale > 0 ? args.sm_scale * std::numbers::log2e_v<float> : header.sm_scale_log2;
+}
+
 /// One call: the plan, the tensors, and the partials that its threads share.
 template <class Element>
 class Execution {
@@ -36,7 +41,8 @@ class Execution {
         items_(plan_section<WorkItem>(&header, header.items_offset)),
         split_tiles_(plan_section<SplitTile>(&header, header.split_tiles_offset)),
         kv_indices_(reinterpret_cast<const int32_t*>(header.kv_indices)),
-        score_scale_(header.sm_scale_log2 * scale_of(args.k_scale, args.k_scale_ptr)),
+        score_scale_(scale_of(sm_scale_log2(header, args), args.sm_scale_ptr) *
+                     scale_of(args.k_scale, args.k_scale_ptr)),
         v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
         partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim),
         partial_lse_(header.num_partial_rows),

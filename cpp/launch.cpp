@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <numbers>
 
 #include "context.h"
 #include "driver.h"
@@ -138,8 +139,10 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .lse = args.lse,
                       .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
                       .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
+                      .sm_scale_ptr = args.sm_scale_ptr,
                       .k_scale_ptr = args.k_scale_ptr,
                       .v_scale_ptr = args.v_scale_ptr,
+                      .sm_scale_log2 = args.sm_scale * std::numbers::log2e_v<float>,
                       .k_scale = args.k_scale,
                       .v_scale = args.v_scale,
                       .k = gathered_tensor(args.k, shape.dtype),
@@ -186,7 +189,7 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
   return header;
 }
 
-void DeviceAttention::run(const RunArgs& args, void* stream) {
+void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
   Impl& impl = *impl_;
   if (impl.last_plan == nullptr) throw InvalidArgument("run() needs a plan; call plan() first");
   ContextScope scope(impl.context);
@@ -207,6 +210,11 @@ void DeviceAttention::run(const RunArgs& args, void* stream) {
   config.blockDimZ = 1;
   config.sharedMemBytes = kSharedBytes;
   config.hStream = cuda_stream;
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = enable_pdl ? 1 : 0;
   driver().launch_kernel_ex(&config, impl.kernel, kernel_params, nullptr);
 }
 

@@ -98,7 +98,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .causal_shift = causal_shift,
         .kv_begin = 0,
         .kv_end = kv_end,
-        .page_begin = batch.kv_indptr[request],
+        .page_begin = first_page(batch, request),
         .kv_head_begin = 0,
         .kv_head_end = batch.shape.num_kv_heads,
         .heads_per_step = 1,

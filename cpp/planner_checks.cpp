@@ -1,5 +1,6 @@
 /// Everything that can be wrong with limits, a shape or a batch, said before anything is written.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -20,18 +21,33 @@ void check_request(const BatchSpec& batch, const PlanLimits& limits, int32_t i) 
     fail("qo_indptr[", i + 1, "] is ", batch.qo_indptr[i + 1], ", it must be at least qo_indptr[", i,
          "] = ", batch.qo_indptr[i]);
   }
-  if (batch.kv_indptr[i + 1] < batch.kv_indptr[i]) {
-    fail("kv_indptr[", i + 1, "] is ", batch.kv_indptr[i + 1], ", it must be at least kv_indptr[", i,
-         "] = ", batch.kv_indptr[i]);
-  }
   if (kv_len < 0 || kv_len > limits.max_kv_len) {
     fail("kv_len_arr[", i, "] is ", kv_len, ", it must be in 0..", limits.max_kv_len, " (max_kv_len)");
   }
-  const int64_t num_pages = int64_t{batch.kv_indptr[i + 1]} - batch.kv_indptr[i];
-  if (num_pages * page_size < kv_len) {
-    fail("kv_indptr gives request ", i, " ", num_pages, " pages of ", page_size, " tokens, kv_len_arr[", i,
-         "] = ", kv_len, " needs at least ", (int64_t{kv_len} + page_size - 1) / page_size);
+  const bool is_csr = batch.kv_indptr != nullptr;
+  if (is_csr && batch.kv_indptr[i + 1] < batch.kv_indptr[i]) {
+    fail("kv_indptr[", i + 1, "] is ", batch.kv_indptr[i + 1], ", it must be at least kv_indptr[", i,
+         "] = ", batch.kv_indptr[i]);
   }
+  const int64_t num_pages =
+      is_csr ? int64_t{batch.kv_indptr[i + 1]} - batch.kv_indptr[i] : batch.block_table_width;
+  if (num_pages * page_size < kv_len) {
+    fail(is_csr ? "kv_indptr" : "block_table", " gives request ", i, " ", num_pages, " pages of ", page_size,
+         " tokens, kv_len_arr[", i, "] = ", kv_len, " needs at least ",
+         (int64_t{kv_len} + page_size - 1) / page_size);
+  }
+}
+
+/// The kernel counts page ids from the first in 32 bits.
+void check_page_table(const BatchSpec& batch) {
+  if (batch.kv_indptr != nullptr) {
+    if (batch.kv_indptr[0] < 0) fail("kv_indptr[0] is ", batch.kv_indptr[0], ", it must be at least 0");
+    return;
+  }
+  if (batch.block_table_width == 0) fail("kv_indptr is null, it must be an array of ", batch.batch_size + 1);
+  check_range("block_table_width", batch.block_table_width, 1, INT32_MAX);
+  const int64_t num_ids = int64_t{INT32_MAX} - batch.block_table_width;
+  check_range("block_table_stride", batch.block_table_stride, 0, num_ids / std::max(batch.batch_size - 1, 1));
 }
 
 }  // namespace
@@ -64,7 +80,6 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
 void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
   check_range("batch_size", batch.batch_size, 0, limits.max_batch_size);
   if (batch.qo_indptr == nullptr) fail("qo_indptr is null, it must be an array of ", batch.batch_size + 1);
-  if (batch.kv_indptr == nullptr) fail("kv_indptr is null, it must be an array of ", batch.batch_size + 1);
   if (batch.kv_len_arr == nullptr && batch.batch_size > 0) {
     fail("kv_len_arr is null, it must be an array of ", batch.batch_size);
   }
@@ -72,7 +87,7 @@ void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
     fail("sm_scale is ", batch.sm_scale, ", it must be positive and finite");
   }
   if (batch.qo_indptr[0] != 0) fail("qo_indptr[0] is ", batch.qo_indptr[0], ", it must be 0");
-  if (batch.kv_indptr[0] < 0) fail("kv_indptr[0] is ", batch.kv_indptr[0], ", it must be at least 0");
+  check_page_table(batch);
   for (int32_t i = 0; i < batch.batch_size; ++i) check_request(batch, limits, i);
   const int32_t total_qo_len = batch.qo_indptr[batch.batch_size];
   if (total_qo_len > limits.max_total_qo_len) {

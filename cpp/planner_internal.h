@@ -32,6 +32,12 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape);
 void check_batch(const BatchSpec& batch, const PlanLimits& limits);
 void check_plan_bytes(int64_t plan_bytes);
 
+/// Index in kv_indices of a request's first page.
+inline int32_t first_page(const BatchSpec& batch, int32_t request) {
+  return batch.kv_indptr != nullptr ? batch.kv_indptr[request]
+                                    : static_cast<int32_t>(request * batch.block_table_stride);
+}
+
 /// The item that would do all of a tile's keys and kv heads at once: kv_begin and kv_head_begin are 0.
 struct Tile : WorkItem {
   int32_t cost_class;

@@ -104,7 +104,10 @@ void check_num_pages(int64_t num_pages, const RunSituation& situation) {
   if (has_keys(situation.plan)) fail("num_pages is 0; it must be positive, the plan has keys");
 }
 
-void check_scales(float k_scale, float v_scale) {
+void check_scales(float sm_scale, float k_scale, float v_scale) {
+  if (!(sm_scale >= 0) || !std::isfinite(sm_scale)) {
+    fail("sm_scale is ", sm_scale, "; it must be positive and finite, or 0 for the plan's");
+  }
   if (!(k_scale > 0) || !std::isfinite(k_scale)) {
     fail("k_scale is ", k_scale, "; it must be positive and finite");
   }
@@ -119,7 +122,7 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
     fail("dtype of q, k, v and out is ", dtype_name(args.dtype), "; the plan was made for ",
          dtype_name(planned));
   }
-  check_scales(args.k_scale, args.v_scale);
+  check_scales(args.sm_scale, args.k_scale, args.v_scale);
   check_rows("q", args.q, args.q_token_stride, args.q_head_stride, situation);
   check_rows("out", args.out, args.out_token_stride, args.out_head_stride, situation);
   check_num_pages(args.num_pages, situation);

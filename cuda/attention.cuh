@@ -14,6 +14,7 @@
 #include "merge.cuh"
 #include "narrow.cuh"
 #include "producer.cuh"
+#include "ptx/launch.cuh"
 #include "wide.cuh"
 
 namespace onewave {
@@ -53,7 +54,9 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {
-  if (!has_work(params.plan)) return;
+  ptx::launch_dependents();
+  // No kernel writes what this reads of the plan.
+  const bool works = has_work(params.plan);
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();
@@ -61,6 +64,8 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
     ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps * kArrivingLanes);
     ptx::fence_mbarrier_init();
   }
+  ptx::wait_for_prerequisites();
+  if (!works) return;
   __syncthreads();
   if (__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads, 0) == 0) {
     ptx::setmaxnreg_dec<kProducerRegisters>();

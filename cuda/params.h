@@ -41,11 +41,13 @@ struct KernelParams {
   int32_t q_head_stride;
   int32_t out_token_stride;
   int32_t out_head_stride;
-  float* lse;                ///< [total_qo_len, num_qo_heads], base 2; may be null
-  float* partial_out;        ///< [max_partial_rows, head_dim]
-  float* partial_lse;        ///< [max_partial_rows], base 2
-  const float* k_scale_ptr;  ///< times k_scale, where not null
+  float* lse;                 ///< [total_qo_len, num_qo_heads], base 2; may be null
+  float* partial_out;         ///< [max_partial_rows, head_dim]
+  float* partial_lse;         ///< [max_partial_rows], base 2
+  const float* sm_scale_ptr;  ///< times sm_scale_log2 or the plan's, where not null
+  const float* k_scale_ptr;   ///< times k_scale
   const float* v_scale_ptr;
+  float sm_scale_log2;  ///< in place of the plan's, where not 0
   float k_scale;
   float v_scale;
   GatheredTensor k;

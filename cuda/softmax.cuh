@@ -50,8 +50,14 @@ struct Scales {
   float v;
 
   __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header)
-      : score_log2(header->sm_scale_log2 * params.k_scale * (params.k_scale_ptr ? *params.k_scale_ptr : 1.f)),
-        v(params.v_scale * (params.v_scale_ptr ? *params.v_scale_ptr : 1.f)) {}
+      : score_log2((params.sm_scale_log2 > 0 ? params.sm_scale_log2 : header->sm_scale_log2) *
+                   value_or_1(params.sm_scale_ptr) * params.k_scale * value_or_1(params.k_scale_ptr)),
+        v(params.v_scale * value_or_1(params.v_scale_ptr)) {}
+
+ private:
+  __device__ __forceinline__ static float value_or_1(const float* pointer) {
+    return pointer ? *pointer : 1.f;
+  }
 };
 
 }  // namespace onewave

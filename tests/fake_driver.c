@@ -36,6 +36,19 @@ int num_maps = 0;
 int num_launches = 0;
 unsigned launch_config[7]; /* grid, block, shared bytes */
 unsigned char launch_params[832];
+int launch_overlaps = 0; /* programmatic dependent launch */
+
+/* The end of a CUlaunchConfig, behind the stream. */
+enum { LAUNCH_ATTRIBUTES = 40, PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+struct launch_attribute {
+  int id;
+  int padding;
+  int value[16];
+};
+struct launch_attributes {
+  const struct launch_attribute* first;
+  unsigned count;
+};
 
 struct map_request {
   int data_type;
@@ -146,6 +159,10 @@ int cuLaunchKernelEx(const unsigned* config, void* function, void** params, void
   (void)function, (void)extra;
   memcpy(launch_config, config, sizeof(launch_config));
   memcpy(launch_params, params[0], sizeof(launch_params));
+  launch_overlaps = 0;
+  const struct launch_attributes* rest = (const void*)((const char*)config + LAUNCH_ATTRIBUTES);
+  for (unsigned i = 0; i < rest->count; i++)
+    launch_overlaps |= rest->first[i].id == PROGRAMMATIC_STREAM_SERIALIZATION && rest->first[i].value[0] == 1;
   num_launches++;
   return current_context > 0 ? SUCCESS : INVALID_VALUE;
 }

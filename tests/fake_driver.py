@@ -15,8 +15,8 @@ NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 2, 128
 NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-# struct KernelParams of cuda/params.h, up to v_scale.
-PARAMS = struct.Struct("<Q4iQQ4iQQQQQffQ3I4xQ3I4x128s")
+# struct KernelParams of cuda/params.h, up to k_panel_map.
+PARAMS = struct.Struct("<Q4iQQ4iQQQQQQ3f4xQ3I4xQ3I4x24x128s")
 
 
 class FakeDriver:
@@ -70,8 +70,8 @@ class Step:
         qo_indptr[1], kv_len_arr[0] = qo_len, kv_len
         self.attention.plan(*self.spec, 0)
 
-    def run(self, **changes: float | _core.DType) -> None:
-        self.attention.run(self.run_args(**changes), 0)
+    def run(self, *, enable_pdl: bool = False, **changes: float | _core.DType) -> None:
+        self.attention.run(self.run_args(**changes), 0, enable_pdl)
 
     def refuses(self, message: str, **changes: float | _core.DType) -> None:
         with pytest.raises(ValueError, match=message):
@@ -84,8 +84,10 @@ class Step:
             "dtype": _core.DType.BFLOAT16,
             "num_pages": NUM_PAGES,
             "lse": 0x5000,
+            "sm_scale": 0.0,
             "k_scale": 2.0,
             "v_scale": 3.0,
+            "sm_scale_ptr": 0,
             "k_scale_ptr": 0,
             "v_scale_ptr": 0x6000,
         }

@@ -1,6 +1,7 @@
 """BatchAttention is called as FlashInfer's is, and a plan() that fails changes nothing."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,69 @@ def test_outputs_that_run_allocates_have_the_rows_of_q() -> None:
     out, lse = attention.run(arguments["q"], arguments["kv_cache"])
     assert out.shape == arguments["q"].shape and lse.shape == out.shape[:2]
     assert torch.equal(out[:4], run(attention)[0])
+
+
+def block_table_arguments(**changes: Any) -> dict[str, Any]:
+    """Those of plan_arguments, as a slice of a wider table whose unused entries are no page ids."""
+    table = torch.full((5, 9), -7, dtype=torch.int32)
+    csr = plan_arguments()
+    begins = csr["kv_indptr"].tolist()
+    for request, (begin, end) in enumerate(itertools.pairwise(begins)):
+        table[request, : end - begin] = csr["kv_indices"][begin:end]
+    return csr | {"kv_indptr": None, "kv_indices": None, "block_table": table[:, :7]} | changes
+
+
+def test_a_block_table_is_another_page_table() -> None:
+    expected = small_attention()
+    expected.plan(**plan_arguments(), causal=True)
+    attention = small_attention()
+    attention.plan(**block_table_arguments(), causal=True)
+    for one, other in zip(run(attention), run(expected), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_indptr": int32(0, 3, 5)}, "kv_indptr is a Tensor; it must be None with a block_table"),
+        ({"kv_indices": int32(1, 2)}, "kv_indices is a Tensor; it must be None with a block_table"),
+        ({"block_table": int32(1, 2)}, r"block_table has shape \(2,\); it must have 2 dimensions"),
+        ({"block_table": torch.zeros(1, 7, dtype=torch.int32)}, r"\(1, 7\).*each of the 2 requests"),
+        ({"block_table": torch.zeros(2, 0, dtype=torch.int32)}, r"\(2, 0\).*a row of page ids"),
+        ({"block_table": torch.zeros(7, 2, dtype=torch.int32).T}, "the last one must be 1"),
+        ({"block_table": torch.zeros(2, 2, dtype=torch.int32)}, "block_table gives request 0 2 pages"),
+        ({"block_table": torch.full((2, 7), -1, dtype=torch.int32)}, "block_table has page id -1"),
+        ({"block_table": torch.zeros(2, 7)}, "torch.float32; it must be torch.int32"),
+        ({"block_table": None}, "kv_indptr is a NoneType; it must be a torch.Tensor"),
+    ],
+)
+def test_bad_block_tables_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        small_attention().plan(**block_table_arguments(**changes))
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_scale_of_one_run(as_tensor: bool) -> None:
+    """In place of the plan's, for one call."""
+    attention, expected = small_attention(), small_attention()
+    attention.plan(**plan_arguments(), sm_scale=0.3)
+    expected.plan(**plan_arguments(), sm_scale=0.8)
+    before = run(attention)
+    scale = torch.tensor(0.8) if as_tensor else 0.8
+    changed = attention.run(**random_run_arguments(), sm_scale=scale, k_scale=1.0)
+    for one, other in zip(changed, run(expected), strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other)
+    assert torch.equal(run(attention)[0], before[0])
+
+
+def test_lse_may_be_left_out() -> None:
+    attention = small_attention()
+    attention.plan(**plan_arguments())
+    out, lse = run(attention)
+    arguments = random_run_arguments() | {"lse": None}
+    alone, nothing = attention.run(**arguments, return_lse=False)
+    assert nothing is None
+    assert torch.equal(alone, out)
+    with pytest.raises(ValueError, match="lse is given; it must be None with return_lse=False"):
+        attention.run(**(arguments | {"lse": lse}), return_lse=False)

@@ -2,6 +2,7 @@
 run() ask of a driver. No GPU is needed, and none is touched where there is one."""
 
 import ctypes
+import math
 import re
 import shutil
 import subprocess
@@ -216,8 +217,29 @@ def check_run_is_one_launch(path: Path) -> None:
     assert params[5:12] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
     assert params[12] == step.workspace + step.layout.partial_out_offset
     assert params[13] == step.workspace + step.layout.partial_lse_offset
-    assert params[14:18] == (0, 0x6000, 2.0, 3.0)
-    assert params[18:26] == (0x2000, *pages, 0x3000, *pages)
+    assert params[14:20] == (0, 0, 0x6000, 0.0, 2.0, 3.0)
+    assert params[20:28] == (0x2000, *pages, 0x3000, *pages)
+
+
+def check_a_scale_in_place_of_the_plans(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    step.run(sm_scale=0.5, sm_scale_ptr=0x7000)
+    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    assert params[14] == 0x7000
+    assert params[17] == pytest.approx(0.5 * math.log2(math.e))
+    for scale in (-1.0, math.inf, math.nan):
+        step.refuses("sm_scale is .*; it must be positive and finite, or 0 for the plan's", sm_scale=scale)
+
+
+def check_programmatic_dependent_launch(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    for enable_pdl in (False, True, False):
+        step.run(enable_pdl=enable_pdl)
+        assert fake.get("launch_overlaps") == enable_pdl
 
 
 def check_tensor_maps(path: Path) -> None:
@@ -301,6 +323,8 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_capturing_stream,
         check_run_before_plan,
         check_run_is_one_launch,
+        check_a_scale_in_place_of_the_plans,
+        check_programmatic_dependent_launch,
         check_tensor_maps,
         check_gathered_pages_need_no_map,
         check_bad_construction,

@@ -1,11 +1,11 @@
 """The index tensors of one step, checked and on the side where they are read."""
 
 import ctypes
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
-from onewave._validate import check_tensor
+from onewave._validate import check_tensor, describe
 
 CPU = torch.device("cpu")
 
@@ -14,9 +14,11 @@ class Batch(NamedTuple):
     """One step: lengths on the host, page ids where the caller has them."""
 
     qo_indptr: torch.Tensor  # [batch_size + 1], tokens
-    kv_indptr: torch.Tensor  # [batch_size + 1], pages
+    kv_indptr: torch.Tensor | None  # [batch_size + 1], pages; None: kv_indices is a block table
     kv_len_arr: torch.Tensor  # [batch_size], tokens
-    kv_indices: torch.Tensor  # at least kv_indptr[batch_size] page ids
+    kv_indices: (
+        torch.Tensor
+    )  # at least kv_indptr[batch_size] page ids, or [at least batch_size, pages of a request]
     total_qo_len: int
     max_page_id: int  # of the page ids in use; -1 where there are none or they are on the device
 
@@ -25,33 +27,56 @@ class Batch(NamedTuple):
         return (
             self.kv_len_arr.numel(),
             self.qo_indptr.data_ptr(),
-            self.kv_indptr.data_ptr(),
+            0 if self.kv_indptr is None else self.kv_indptr.data_ptr(),
             self.kv_len_arr.data_ptr(),
             kv_indices.data_ptr(),
         )
 
+    def block_table_sizes(self, kv_indices: torch.Tensor) -> dict[str, int]:
+        """What the planner takes besides, of a block table."""
+        if self.kv_indptr is not None:
+            return {}
+        return {"block_table_width": kv_indices.shape[1], "block_table_stride": kv_indices.stride(0)}
+
 
 def make_batch(
+    device: torch.device,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor | None,
+    kv_indices: torch.Tensor | None,
+    kv_len_arr: torch.Tensor,
+    block_table: torch.Tensor | None,
+    page_size: int,
+) -> Batch:
+    """Checks all that the planner cannot see: types, devices, sizes, and page ids that are on the host."""
+    if block_table is not None:
+        for name, tensor in (("kv_indptr", kv_indptr), ("kv_indices", kv_indices)):
+            if tensor is not None:
+                raise ValueError(f"{name} is {describe(tensor)}; it must be None with a block_table")
+        return _make_block_table_batch(device, qo_indptr, kv_len_arr, block_table, page_size)
+    # None is refused below, in words.
+    return _make_csr_batch(
+        device, qo_indptr, cast(torch.Tensor, kv_indptr), cast(torch.Tensor, kv_indices), kv_len_arr
+    )
+
+
+def _make_csr_batch(
     device: torch.device,
     qo_indptr: torch.Tensor,
     kv_indptr: torch.Tensor,
     kv_indices: torch.Tensor,
     kv_len_arr: torch.Tensor,
 ) -> Batch:
-    """Checks all that the planner cannot see: types, devices, sizes, and page ids that are on the host."""
     lens = (qo_indptr, kv_indptr, kv_len_arr)
     # Nearly always; the checks in words cost a plan of a small batch as much as planning.
     are_right = all(map(_is_index_array, (*lens, kv_indices)))
     if not (are_right and all(tensor.is_cpu for tensor in lens) and _is_on(kv_indices, device)):
-        _check_index_arrays(device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
+        names = ("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr")
+        _check_index_arrays(device, names, (qo_indptr, kv_indptr, kv_indices, kv_len_arr))
         qo_indptr, kv_indptr, kv_len_arr = _to_host(device, *lens)
     batch_size = kv_len_arr.numel()
-    for name, tensor in (("qo_indptr", qo_indptr), ("kv_indptr", kv_indptr)):
-        if tensor.numel() != batch_size + 1:
-            raise ValueError(
-                f"{name} has {tensor.numel()} elements; it must have {batch_size + 1}, "
-                f"one more than the {batch_size} of kv_len_arr"
-            )
+    _check_indptr("qo_indptr", qo_indptr, batch_size)
+    _check_indptr("kv_indptr", kv_indptr, batch_size)
     return Batch(
         qo_indptr,
         kv_indptr,
@@ -60,6 +85,43 @@ def make_batch(
         _last_element(qo_indptr),
         _check_page_ids(kv_indices, _last_element(kv_indptr)),
     )
+
+
+def _make_block_table_batch(
+    device: torch.device,
+    qo_indptr: torch.Tensor,
+    kv_len_arr: torch.Tensor,
+    block_table: torch.Tensor,
+    page_size: int,
+) -> Batch:
+    _check_index_arrays(device, ("qo_indptr", "kv_len_arr"), (qo_indptr, kv_len_arr))
+    devices = _devices_of_indices(device)
+    check_tensor("block_table", block_table, dtype=torch.int32, devices=devices, num_dims=2)
+    qo_indptr, kv_len_arr = _to_host(device, qo_indptr, kv_len_arr)
+    batch_size = kv_len_arr.numel()
+    _check_indptr("qo_indptr", qo_indptr, batch_size)
+    if block_table.shape[0] < batch_size or block_table.shape[1] == 0:
+        raise ValueError(
+            f"block_table has shape {tuple(block_table.shape)}; it must have a row of page ids for each of the "
+            f"{batch_size} requests"
+        )
+    if block_table.stride(1) != 1 and block_table.shape[1] > 1:
+        raise ValueError(f"block_table has strides {block_table.stride()}; the last one must be 1")
+    max_page_id = -1
+    if block_table.is_cpu:
+        block_table = block_table[:batch_size].contiguous()
+        num_pages = (kv_len_arr + (page_size - 1)) // page_size
+        used = block_table[torch.arange(block_table.shape[1]) < num_pages[:, None]]
+        max_page_id = _check_host_page_ids("block_table", used)
+    return Batch(qo_indptr, None, kv_len_arr, block_table, _last_element(qo_indptr), max_page_id)
+
+
+def _check_indptr(name: str, tensor: torch.Tensor, batch_size: int) -> None:
+    if tensor.numel() != batch_size + 1:
+        raise ValueError(
+            f"{name} has {tensor.numel()} elements; it must have {batch_size + 1}, "
+            f"one more than the {batch_size} of kv_len_arr"
+        )
 
 
 def _is_index_array(tensor: torch.Tensor) -> bool:
@@ -75,11 +137,16 @@ def _is_on(tensor: torch.Tensor, device: torch.device) -> bool:
     return tensor.is_cpu or tensor.device == device
 
 
-def _check_index_arrays(device: torch.device, *tensors: torch.Tensor) -> None:
+def _devices_of_indices(device: torch.device) -> tuple[torch.device, ...]:
+    return (CPU,) if device == CPU else (CPU, device)
+
+
+def _check_index_arrays(
+    device: torch.device, names: tuple[str, ...], tensors: tuple[torch.Tensor, ...]
+) -> None:
     """Raises for what is wrong, in words."""
-    devices = (CPU,) if device == CPU else (CPU, device)
-    for name, tensor in zip(("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr"), tensors, strict=True):
-        check_tensor(name, tensor, dtype=torch.int32, devices=devices, num_dims=1)
+    for name, tensor in zip(names, tensors, strict=True):
+        check_tensor(name, tensor, dtype=torch.int32, devices=_devices_of_indices(device), num_dims=1)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has stride {tensor.stride(0)}; it must be contiguous")
 
@@ -112,7 +179,13 @@ def _check_page_ids(kv_indices: torch.Tensor, num_used: int) -> int:
     # A kv_indptr that ends below 0 is an error that the planner reports.
     if kv_indices.device != CPU or num_used <= 0:
         return -1
-    smallest, largest = (int(bound) for bound in kv_indices[:num_used].aminmax())
+    return _check_host_page_ids("kv_indices", kv_indices[:num_used])
+
+
+def _check_host_page_ids(name: str, page_ids: torch.Tensor) -> int:
+    if page_ids.numel() == 0:
+        return -1
+    smallest, largest = (int(bound) for bound in page_ids.aminmax())
     if smallest < 0:
-        raise ValueError(f"kv_indices has page id {smallest}; page ids must be 0 or more")
+        raise ValueError(f"{name} has page id {smallest}; page ids must be 0 or more")
     return largest

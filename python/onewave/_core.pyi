@@ -128,6 +128,8 @@ def plan_batch(
     kv_len_arr: int,
     kv_indices: int,
     costs: CostModel | None = None,
+    block_table_width: int = 0,
+    block_table_stride: int = 0,
 ) -> bytes:
     """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored. `costs`
     are of the shape; None: what an H200 costs."""
@@ -162,8 +164,10 @@ class RunArgs:
         out_token_stride: int,
         out_head_stride: int,
         lse: int,
+        sm_scale: float,
         k_scale: float,
         v_scale: float,
+        sm_scale_ptr: int,
         k_scale_ptr: int,
         v_scale_ptr: int,
     ) -> None: ...
@@ -224,10 +228,12 @@ class DeviceAttention:
         kv_len_arr: int,
         kv_indices: int,
         stream: int,
+        block_table_width: int = 0,
+        block_table_stride: int = 0,
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
 
-    def run(self, args: RunArgs, stream: int) -> None:
+    def run(self, args: RunArgs, stream: int, enable_pdl: bool = False) -> None:
         """One launch on `stream`; neither allocates nor synchronises."""
 
     def plan_bytes(self) -> bytes:

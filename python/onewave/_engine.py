@@ -14,7 +14,7 @@ class Engine(Protocol):
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
         """Replaces the plan; leaves the last one where it raises."""
 
-    def run(self, args: _core.RunArgs) -> None: ...
+    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None: ...
 
     def plan_bytes(self) -> bytes:
         """A copy of the last plan."""
@@ -39,11 +39,17 @@ class CpuEngine:
         # A copy: the caller's page ids are checked now, and may be overwritten before the last run.
         kv_indices = batch.kv_indices.clone()
         self._plan = _core.plan_batch(
-            self._limits, self._shape, causal, sm_scale, *batch.addresses(kv_indices), self._costs
+            self._limits,
+            self._shape,
+            causal,
+            sm_scale,
+            *batch.addresses(kv_indices),
+            self._costs,
+            **batch.block_table_sizes(kv_indices),
         )
         self._kv_indices = kv_indices
 
-    def run(self, args: _core.RunArgs) -> None:
+    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
         _core.execute_plan(self._plan, args, 0)
 
     def plan_bytes(self) -> bytes:
@@ -76,11 +82,17 @@ class DeviceEngine:
             # again before the stream is done with it.
             staged = torch.empty_like(kv_indices, pin_memory=True).copy_(kv_indices)
             kv_indices = staged.to(self._device, non_blocking=True)
-        self._attention.plan(causal, sm_scale, *batch.addresses(kv_indices), self._stream())
+        self._attention.plan(
+            causal,
+            sm_scale,
+            *batch.addresses(kv_indices),
+            self._stream(),
+            **batch.block_table_sizes(kv_indices),
+        )
         self._kv_indices = kv_indices
 
-    def run(self, args: _core.RunArgs) -> None:
-        self._attention.run(args, self._stream())
+    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
+        self._attention.run(args, self._stream(), enable_pdl)
 
     def plan_bytes(self) -> bytes:
         return self._attention.plan_bytes()

@@ -144,6 +144,10 @@ class TensorChecker:
             return 1.0, scale.data_ptr()
         return check_positive_float(name, scale, " or a float32 tensor of one element"), 0
 
+    def check_sm_scale(self, sm_scale: float | torch.Tensor | None) -> tuple[float, int]:
+        """What takes the place of the plan's, 0 for nothing, and the address of a factor on the device."""
+        return (0.0, 0) if sm_scale is None else self.check_scale("sm_scale", sm_scale)
+
     def _check_num_rows(self, name: str, tensor: torch.Tensor, num_rows: int) -> None:
         if tensor.shape[0] < num_rows:
             raise ValueError(f"{name} has {tensor.shape[0]} rows; it must have the plan's {num_rows} or more")

@@ -95,8 +95,8 @@ class BatchAttention:
     def plan(
         self,
         qo_indptr: torch.Tensor,
-        kv_indptr: torch.Tensor,
-        kv_indices: torch.Tensor,
+        kv_indptr: torch.Tensor | None,
+        kv_indices: torch.Tensor | None,
         kv_len_arr: torch.Tensor,
         num_qo_heads: int,
         num_kv_heads: int,
@@ -109,6 +109,8 @@ class BatchAttention:
         q_data_type: torch.dtype = torch.bfloat16,
         kv_data_type: torch.dtype = torch.bfloat16,
         use_profiler: bool = False,
+        *,
+        block_table: torch.Tensor | None = None,
     ) -> None:
         """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
 
@@ -116,6 +118,9 @@ class BatchAttention:
         kv_indices: int32 [kv_indptr[batch_size]] or more, page ids. On the GPU it is used in place until the next
             plan() and its values are not checked; on the host it is checked and copied.
         kv_len_arr: int32 [batch_size], keys of each request in tokens; 0 is legal, and so is a qo_len of 0.
+        block_table: int32 [batch_size or more rows, pages], a row of page ids for each request, of which its keys
+            take as many as they need; in place of kv_indptr and kv_indices, which are None then. Handled like
+            kv_indices; rows may have any stride.
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
@@ -137,7 +142,9 @@ class BatchAttention:
         check_bool("causal", causal)
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
         self._check_capture(shape)
-        batch = make_batch(self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr)
+        batch = make_batch(
+            self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr, block_table, shape.page_size
+        )
         self._check_captured_sizes(batch)
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
@@ -156,7 +163,11 @@ class BatchAttention:
         logits_soft_cap: float = 0.0,
         profiler_buffer: torch.Tensor | None = None,
         kv_cache_sf: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        *,
+        sm_scale: float | torch.Tensor | None = None,
+        return_lse: bool = True,
+        enable_pdl: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The attention of one layer, by the last plan. Returns (out, lse).
 
         q: [total_qo_len, num_qo_heads, head_dim].
@@ -166,6 +177,10 @@ class BatchAttention:
             the scaled scores in base 2, -inf for such a row. None: allocated.
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
             are read by the launch.
+        sm_scale: in place of the plan's; likewise.
+        return_lse: False: no lse is written, and None returned.
+        enable_pdl: programmatic dependent launch: the kernel may begin while the one before it on the stream still
+            runs, and waits for its end before it reads q and kv_cache. No effect on a CPU.
 
         Rows start at multiples of 16 bytes and have a stride of 1; other strides of q and out are int32. q, out and lse
         may have more rows than the plan: those are neither read nor written.
@@ -183,15 +198,20 @@ class BatchAttention:
         checker.check_queries("q", q, num_rows)
         cache = checker.check_kv_cache(kv_cache)
         _check_page_ids(self._planned.max_page_id, cache.num_pages)
+        check_bool("return_lse", return_lse)
+        check_bool("enable_pdl", enable_pdl)
+        sm_factor, sm_scale_address = checker.check_sm_scale(sm_scale)
         k_factor, k_scale_address = checker.check_scale("k_scale", k_scale)
         v_factor, v_scale_address = checker.check_scale("v_scale", v_scale)
         if out is not None:
             checker.check_queries("out", out, num_rows)
         if lse is not None:
+            if not return_lse:
+                raise ValueError("lse is given; it must be None with return_lse=False")
             checker.check_lse(lse, num_rows)
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if lse is None:
+        if lse is None and return_lse:
             lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         args = _core.RunArgs(
             CORE_DTYPES[q.dtype],
@@ -200,13 +220,13 @@ class BatchAttention:
             *cache.v,
             cache.num_pages,
             *(out.data_ptr(), out.stride(0), out.stride(1)),
-            lse.data_ptr(),
-            *(k_factor, v_factor),
-            *(k_scale_address, v_scale_address),
+            0 if lse is None else lse.data_ptr(),
+            *(sm_factor, k_factor, v_factor),
+            *(sm_scale_address, k_scale_address, v_scale_address),
         )
-        self._engine.run(args)
+        self._engine.run(args, enable_pdl)
         if self._is_capturing():
-            rows = min(q.shape[0], out.shape[0], lse.shape[0])
+            rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
             self._captured = self._captured or _Captured(rows, cache.num_pages)
             self._captured.include(rows, cache.num_pages)
         return out, lse

@@ -59,7 +59,12 @@ class DeviceAttention {
   /// and out are int32; those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0;
   /// for Loader::kGather k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken
   /// and may be anything; q and out have max_total_qo_len tokens in this respect.
-  void run(const RunArgs& args, void* stream);
+  ///
+  /// `enable_pdl`: the launch may begin while the kernel before it on the stream still runs (programmatic
+  /// dependent launch), and waits for its end before it reads or writes anything but its own registers and
+  /// shared memory. Whether or not, a kernel that is launched so behind this one may begin while this one
+  /// runs.
+  void run(const RunArgs& args, void* stream, bool enable_pdl = false);
 
  private:
   struct Impl;

@@ -24,9 +24,12 @@ struct BatchSpec {
   float sm_scale;  ///< > 0
   int32_t batch_size;
   const int32_t* qo_indptr;   ///< [batch_size + 1], tokens
-  const int32_t* kv_indptr;   ///< [batch_size + 1], pages
+  const int32_t* kv_indptr;   ///< [batch_size + 1], pages; null: the page ids are a block table
   const int32_t* kv_len_arr;  ///< [batch_size], tokens
-  const int32_t* kv_indices;  ///< [kv_indptr[batch_size]], page ids
+  const int32_t* kv_indices;  ///< page ids: [kv_indptr[batch_size]], or the block table
+  /// A block table has a row of page ids for each request, of which its keys take as many as they need.
+  int32_t block_table_width = 0;   ///< page ids of a row
+  int64_t block_table_stride = 0;  ///< from a row to the next
 };
 
 /// Where things lie in the device workspace. The plan is at its start.
