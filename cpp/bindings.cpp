@@ -214,17 +214,21 @@ void bind_enums(nb::module_& m) {
       .value("FLOAT32", DType::kFloat32)
       .value("FLOAT16", DType::kFloat16)
       .value("BFLOAT16", DType::kBFloat16);
+  nb::enum_<SplitPolicy>(m, "SplitPolicy")
+      .value("BALANCED", SplitPolicy::kBalanced)
+      .value("FIXED", SplitPolicy::kFixed);
   nb::enum_<Loader>(m, "Loader").value("TMA", Loader::kTma).value("GATHER", Loader::kGather);
 }
 
 void bind_planner(nb::module_& m) {
   nb::class_<PlanLimits>(m, "PlanLimits")
-      .def(nb::init<int32_t, int32_t, int32_t, int32_t>(), "max_batch_size"_a, "max_total_qo_len"_a,
-           "max_kv_len"_a, "num_ctas"_a)
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t, SplitPolicy>(), "max_batch_size"_a,
+           "max_total_qo_len"_a, "max_kv_len"_a, "num_ctas"_a, "split_policy"_a = SplitPolicy::kBalanced)
       .def_ro("max_batch_size", &PlanLimits::max_batch_size)
       .def_ro("max_total_qo_len", &PlanLimits::max_total_qo_len)
       .def_ro("max_kv_len", &PlanLimits::max_kv_len)
-      .def_ro("num_ctas", &PlanLimits::num_ctas);
+      .def_ro("num_ctas", &PlanLimits::num_ctas)
+      .def_ro("split_policy", &PlanLimits::split_policy);
   nb::class_<AttentionShape>(m, "AttentionShape")
       .def(nb::init<int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
            "head_dim"_a, "page_size"_a, "dtype"_a)

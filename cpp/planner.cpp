@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "planner_chunks.h"
 #include "planner_internal.h"
 #include "planner_line.h"
 #include "planner_wide.h"
@@ -61,14 +62,23 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 /// than kNarrowTileQ rows, and at most one tile that is not full.
 ///
 /// Split tiles. Each has a boundary of its kind to itself.
+///
+/// With fixed splits a narrow request's kv heads are an item for each chunk, and a split tile for all of
+/// them.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;
   const int64_t max_narrow = std::min(limits.max_batch_size, limits.max_total_qo_len);
   const int64_t max_wide = std::min<int64_t>(limits.max_batch_size, max_rows / (kNarrowTileQ + 1));
   const int64_t max_wide_tiles = max_wide == 0 ? 0 : max_rows / kWideTileQ + max_wide;
+  const int64_t max_wide_items = max_wide_tiles * shape.num_kv_heads;
   const int64_t max_boundaries = 2 * (int64_t{limits.num_ctas} - 1);
-  const int64_t max_items = max_narrow + max_wide_tiles * shape.num_kv_heads + 3 * max_boundaries;
+  if (limits.split_policy == SplitPolicy::kFixed) {
+    const int64_t max_units = max_narrow * shape.num_kv_heads;
+    const int64_t max_chunks = max_units * ChunkRule(limits, shape).most_chunks();
+    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units);
+  }
+  const int64_t max_items = max_narrow + max_wide_items + 3 * max_boundaries;
   return plan_sections(limits.num_ctas, max_items, max_boundaries);
 }
 
@@ -116,9 +126,15 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.schedule.reset(limits.num_ctas);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
-  choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
-  schedule_narrow(scratch.narrow_tiles, wide_work, costs, scratch.schedule);
-  schedule_wide(scratch.wide_tiles, wide_work, costs, scratch.wide, scratch.schedule);
+  if (limits.split_policy == SplitPolicy::kFixed) {
+    const ChunkRule rule(limits, batch.shape);
+    schedule_narrow(scratch.narrow_tiles, wide_work, costs, &rule, scratch.schedule);
+    schedule_wide(scratch.wide_tiles, wide_work, costs, false, scratch.wide, scratch.schedule);
+  } else {
+    choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
+    schedule_narrow(scratch.narrow_tiles, wide_work, costs, nullptr, scratch.schedule);
+    schedule_wide(scratch.wide_tiles, wide_work, costs, true, scratch.wide, scratch.schedule);
+  }
 }
 
 /// The load that a CTA gets. CTAs 2 i and 2 i + 1 run on two SMs that share a port to the memory: the first
@@ -244,7 +260,9 @@ WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape&
   planner::check_limits(limits, shape);
   const int64_t plan_bytes = planner::align_up(planner::largest_plan(limits, shape).end, kPlanAlignment);
   planner::check_plan_bytes(plan_bytes);
-  const int64_t max_partial_rows = int64_t{planner::kPartialRowsPerCta} * limits.num_ctas;
+  const bool is_fixed = limits.split_policy == SplitPolicy::kFixed;
+  const int64_t rows_per_cta = is_fixed ? planner::kFixedPartialRowsPerCta : planner::kPartialRowsPerCta;
+  const int64_t max_partial_rows = rows_per_cta * limits.num_ctas;
   const int64_t lse_offset = planner::align_up(plan_bytes, kRegionAlignment);
   const int64_t lse_bytes = max_partial_rows * static_cast<int64_t>(sizeof(float));
   const int64_t out_offset = planner::align_up(lse_offset + lse_bytes, kRegionAlignment);

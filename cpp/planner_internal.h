@@ -111,10 +111,11 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
                            std::vector<Tile>& tiles);
 
 struct LineWork;  // planner_line.h
+class ChunkRule;  // planner_chunks.h
 
-/// Cuts the line of narrow units over some number of CTAs, chosen here. `wide_work`: what all CTAs share
-/// afterwards.
+/// Lays the line of narrow units over some number of CTAs, chosen here, and cuts it where their shares end,
+/// or where the rule says, if there is one. `wide_work`: what all CTAs share afterwards.
 void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
-                     Schedule& schedule);
+                     const ChunkRule* rule, Schedule& schedule);
 
 }  // namespace onewave::planner

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "head_groups.h"
+#include "planner_chunks.h"
 #include "planner_internal.h"
 #include "planner_line.h"
 
@@ -100,13 +101,18 @@ void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, 
 }
 
 void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
-                     Schedule& schedule) {
+                     const ChunkRule* rule, Schedule& schedule) {
   if (tiles.empty()) return;
   const LineWork work = sum_work(tiles);
   const int num_ctas = choose_num_ctas(work, wide_work, costs, static_cast<int>(schedule.ctas.size()));
   schedule.num_narrow_ctas = num_ctas;
-  cut_line(tiles, work, narrow_unit_costs(costs, num_ctas), Kind::kNarrow, num_ctas, schedule);
-  move_pieces_first(schedule);
+  const KindCosts unit_costs = narrow_unit_costs(costs, num_ctas);
+  if (rule != nullptr) {
+    place_chunks(tiles, *rule, unit_costs, num_ctas, schedule);
+  } else {
+    cut_line(tiles, work, unit_costs, Kind::kNarrow, num_ctas, schedule);
+    move_pieces_first(schedule);
+  }
 }
 
 }  // namespace onewave::planner

@@ -172,7 +172,7 @@ KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_c
 }
 
 void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
-                   WideScratch& scratch, Schedule& schedule) {
+                   bool may_split, WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
   const KindCosts costs =
       wide_unit_costs(model, static_cast<int>(schedule.ctas.size()), schedule.num_narrow_ctas);
@@ -182,6 +182,7 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   const bool has_streams = schedule.num_narrow_ctas > 0;
   scratch.sections.divide(tiles, has_streams ? kTurnBytes : INFINITY, model.key_bytes(), scratch.order);
   assign_in_order(tiles, costs, wide_us, scratch, schedule);
+  if (!may_split) return;
   const double whole_us = makespan_us(schedule.ctas);
   const double balanced_us = mean_us(schedule.ctas);
   const double cut_us = costs[work.typical_class].cut_us();

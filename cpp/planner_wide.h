@@ -23,8 +23,8 @@ struct WideScratch {
 };
 
 /// In turns into the queue, from which the CTA that is done first takes the next; splits units where that
-/// does not balance. `work`: of the tiles.
+/// does not balance, if they may be. `work`: of the tiles.
 void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
-                   WideScratch& scratch, Schedule& schedule);
+                   bool may_split, WideScratch& scratch, Schedule& schedule);
 
 }  // namespace onewave::planner

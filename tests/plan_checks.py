@@ -31,6 +31,8 @@ class Batch:
     page_size: int = 16
     causal: bool = True
     num_ctas: int = 132
+    split_policy: _core.SplitPolicy = _core.SplitPolicy.BALANCED
+    max_batch_size: int | None = None  # None: just its requests
 
     @property
     def group_size(self) -> int:
@@ -52,10 +54,11 @@ class Batch:
     def limits(self) -> _core.PlanLimits:
         """As tight as the batch allows, so that a bound of the planner's that is too small shows."""
         return _core.PlanLimits(
-            max(1, len(self.requests)),
+            self.max_batch_size or max(1, len(self.requests)),
             max(1, int(self.qo_indptr[-1])),
             max(1, *(kv_len for kv_len, _ in self.requests), 1),
             self.num_ctas,
+            self.split_policy,
         )
 
     def shape(self) -> _core.AttentionShape:
@@ -89,7 +92,7 @@ def check_plan(batch: Batch, plan: Plan) -> None:
     check_sizes(batch, plan)
     check_lists(plan)
     check_items(batch, plan)
-    check_splits(plan)
+    check_splits(plan, batch.split_policy)
     check_prediction(batch, plan)
     for request in range(len(batch.requests)):
         check_request(batch, plan, request)
@@ -160,9 +163,12 @@ def check_items(batch: Batch, plan: Plan) -> None:
     assert (heads * padded_rows)[heads > 1].max(initial=0) <= NARROW_STEP_ROWS
 
 
-def check_splits(plan: Plan) -> None:
-    """Every partial row is written by one item and read by one merge; a merge has all its pieces, in key order."""
+def check_splits(plan: Plan, split_policy: _core.SplitPolicy) -> None:
+    """Every partial row is written by one item and read by one merge; a merge has all its pieces, in key order. With
+    fixed splits a CTA writes its own rows anew for each tile that it has all pieces of, one such tile after another."""
     slot_writers = np.zeros(plan.header["num_partial_rows"], dtype=int)
+    slot_cta = np.full(plan.header["num_partial_rows"], -1)  # of rows that are written anew
+    cta_of_item = np.repeat(np.arange(len(plan.ctas)), plan.ctas["narrow_end"] - plan.ctas["narrow_begin"])
     assert len(plan.counters) == len(plan.split_tiles) + 1 and (plan.counters == 0).all()
     for index, tile in enumerate(plan.split_tiles):
         assert tile["num_splits"] >= 2
@@ -175,12 +181,23 @@ def check_splits(plan: Plan) -> None:
         assert (pieces["kv_begin"] < pieces["kv_end"]).all()
         assert pieces["kv_begin"][0] == 0
         assert (pieces["kv_begin"][1:] == pieces["kv_end"][:-1]).all()
+        places = np.flatnonzero(plan.items["split_tile"] == index)
+        if split_policy is _core.SplitPolicy.FIXED and len(set(cta_of_item[places])) == 1:
+            rows = slice(
+                tile["partial_row_begin"], tile["partial_row_begin"] + tile["num_splits"] * tile["num_rows"]
+            )
+            assert (np.diff(places) == 1).all()
+            assert np.isin(slot_cta[rows], (-1, cta_of_item[places[0]])).all()
+            slot_cta[rows] = cta_of_item[places[0]]
+            continue
         for kv_head in range(tile["kv_head_begin"], tile["kv_head_end"]):
             for split in range(tile["num_splits"]):
                 slot = split * (tile["kv_head_end"] - tile["kv_head_begin"]) + kv_head - tile["kv_head_begin"]
                 begin = tile["partial_row_begin"] + slot * tile["num_rows"]
                 slot_writers[begin : begin + tile["num_rows"]] += 1
-    assert (slot_writers == 1).all()
+    if split_policy is _core.SplitPolicy.BALANCED:
+        assert (slot_writers == 1).all()
+    assert (slot_writers <= 1).all() and not slot_writers[slot_cta >= 0].any()
 
 
 def check_splits_both_kinds(plan: Plan) -> None:

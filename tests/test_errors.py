@@ -204,7 +204,7 @@ def test_run_before_plan() -> None:
         ("device", "meta", "is 'meta'; it must be 'cuda'"),
         ("device", "gpu", "is 'gpu'; it must be 'cuda'"),
         ("device", None, "is 'None'; it must be 'cuda'"),
-        ("split_policy", "fixed", "is 'fixed'; it is not supported in this version"),
+        ("split_policy", "even", "is 'even'; it must be 'balanced' or 'fixed'"),
         ("max_batch_size", 0, "is 0; it must be from 1"),
         ("max_kv_len", -1, "is -1; it must be from 1"),
         ("max_kv_len", 2**30 + 1, "it must be from 1 to 1073741824"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,7 @@ def batches(draw: st.DrawFn) -> Batch:
         page_size=draw(st.sampled_from([1, 7, 8, 16, 64, 1024])),
         causal=draw(st.booleans()),
         num_ctas=draw(st.integers(1, 200)),
+        split_policy=draw(st.sampled_from(list(_core.SplitPolicy))),
     )
 
 
@@ -68,6 +71,57 @@ def test_invariants_of_known_sets(
 ) -> None:
     batch = Batch(requests, num_qo_heads=num_qo_heads, num_kv_heads=num_kv_heads, causal=causal)
     check_plan(batch, batch.plan())
+
+
+Pieces = list[tuple[int, ...]]
+
+
+def pieces_of(plan: Plan, request: int) -> Pieces:
+    """All that decides the bits of a request's results: kind, tiles, kv heads, keys, and the order of merges."""
+    items, header = plan.items, plan.header
+    fields = ("row_begin", "num_rows", "causal_shift", "kv_begin", "kv_end", "heads_per_step", "split_idx")
+    return sorted(
+        (
+            head,
+            int(i < header["wide_begin"]),
+            int(items[i]["split_tile"] >= 0),
+            *(int(items[i][f]) for f in fields),
+        )
+        for i in np.flatnonzero(items["request"] == request)
+        for head in range(items[i]["kv_head_begin"], items[i]["kv_head_end"])
+    )
+
+
+FIXED = _core.SplitPolicy.FIXED
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), batches())
+def test_fixed_splits_of_a_request_do_not_depend_on_the_others(data: st.DataObject, batch: Batch) -> None:
+    requests = [*batch.requests, (data.draw(st.integers(1, 20000)), data.draw(st.integers(1, 8)))]
+    order = data.draw(st.permutations(range(len(requests))))
+    kept = order[: data.draw(st.integers(1, len(order)))]
+    limits = {"split_policy": FIXED, "max_batch_size": 2 * len(requests)}
+    whole = replace(batch, requests=requests, **limits).plan()
+    part = replace(batch, requests=[requests[i] for i in kept], **limits).plan()
+    for place, request in enumerate(kept):
+        assert pieces_of(part, place) == pieces_of(whole, request)
+
+
+def test_fixed_splits_fill_the_gpu_with_one_long_request() -> None:
+    batch = Batch([(131072, 1)], split_policy=FIXED, max_batch_size=256)
+    check_plan(batch, batch.plan())
+    assert batch.plan().summary()["makespan_over_mean"] < 1.15
+    keys = streamed_keys(Batch([(8192, 1)] * 67, split_policy=FIXED).plan())
+    assert keys.max() <= 1.03 * keys.mean()
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 8, 32])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_fixed_splits_of_the_default_limits_take_less_than_64_mb(num_kv_heads: int, head_dim: int) -> None:
+    shape = _core.AttentionShape(32, num_kv_heads, head_dim, 16, _core.DType.BFLOAT16)
+    limits = _core.PlanLimits(2048, 65536, 1 << 20, 132, FIXED)
+    assert _core.workspace_layout(limits, shape).total_bytes < 64 << 20
 
 
 def test_invariants_of_a_long_prefill() -> None:

@@ -19,11 +19,22 @@ class Loader(Enum):
     TMA = 0
     GATHER = 1
 
+class SplitPolicy(Enum):
+    """Where the keys of a request may be cut."""
+
+    BALANCED = 0
+    FIXED = 1
+
 class PlanLimits:
     """What every batch of one object stays within."""
 
     def __init__(
-        self, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int
+        self,
+        max_batch_size: int,
+        max_total_qo_len: int,
+        max_kv_len: int,
+        num_ctas: int,
+        split_policy: SplitPolicy = SplitPolicy.BALANCED,
     ) -> None: ...
     @property
     def max_batch_size(self) -> int: ...
@@ -33,6 +44,8 @@ class PlanLimits:
     def max_kv_len(self) -> int: ...
     @property
     def num_ctas(self) -> int: ...
+    @property
+    def split_policy(self) -> SplitPolicy: ...
 
 class AttentionShape:
     def __init__(

@@ -69,7 +69,11 @@ class BatchAttention:
         max_batch_size, max_total_qo_len, max_kv_len: requests, query tokens of all requests and keys of one
             request that a plan may have. They fix the size of the workspace.
         num_ctas: CTAs of the one wave; None: one for each SM (132 on a CPU).
-        split_policy: "balanced" is the only one so far.
+        split_policy: where the keys of a request are cut. "balanced": where SMs end together. "fixed": a request's
+            bits depend on that request and the limits alone, not on what else is in the batch or where it stands in
+            it. Up to 32 packed rows (qo_len * num_qo_heads / num_kv_heads) are cut into up to 32, 16 or 8 chunks
+            (for 8, 16 or 32 rows; fewer where max_batch_size * num_kv_heads is above 4096) of 1024 keys or more;
+            more rows are never cut, so a few long requests of that kind leave SMs idle.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
@@ -78,10 +82,11 @@ class BatchAttention:
         """
         if kv_layout not in ("NHD", "HND"):
             raise ValueError(f"kv_layout is {kv_layout!r}; it must be 'NHD' or 'HND'")
-        check_unsupported("split_policy", split_policy, ("balanced",))
         self._kv_layout = kv_layout
         self._device = resolve_device(device)
-        self._limits = make_limits(self._device, max_batch_size, max_total_qo_len, max_kv_len, num_ctas)
+        self._limits = make_limits(
+            self._device, max_batch_size, max_total_qo_len, max_kv_len, num_ctas, split_policy
+        )
         if workspace is not None:
             check_workspace(workspace, self._device)
         self._workspace = workspace

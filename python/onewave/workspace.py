@@ -13,6 +13,8 @@ DEFAULT_NUM_CTAS = 132
 # What torch gives, and more than any part of the workspace asks for.
 WORKSPACE_ALIGNMENT = 256
 
+SPLIT_POLICIES = {"balanced": _core.SplitPolicy.BALANCED, "fixed": _core.SplitPolicy.FIXED}
+
 CORE_DTYPES = {
     torch.float32: _core.DType.FLOAT32,
     torch.float16: _core.DType.FLOAT16,
@@ -48,9 +50,16 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def make_limits(
-    device: torch.device, max_batch_size: int, max_total_qo_len: int, max_kv_len: int, num_ctas: int | None
+    device: torch.device,
+    max_batch_size: int,
+    max_total_qo_len: int,
+    max_kv_len: int,
+    num_ctas: int | None,
+    split_policy: str = "balanced",
 ) -> _core.PlanLimits:
     """`num_ctas` None: one for each SM of the device, 132 for a CPU."""
+    if split_policy not in SPLIT_POLICIES:
+        raise ValueError(f"split_policy is {split_policy!r}; it must be 'balanced' or 'fixed'")
     available = MAX_NUM_CTAS
     wanted = DEFAULT_NUM_CTAS
     if device.type == "cuda":
@@ -60,6 +69,7 @@ def make_limits(
         check_int("max_total_qo_len", max_total_qo_len, 1),
         check_int("max_kv_len", max_kv_len, 1, MAX_KV_LEN),
         wanted if num_ctas is None else check_int("num_ctas", num_ctas, 1, available),
+        SPLIT_POLICIES[split_policy],
     )
 
 
@@ -69,6 +79,7 @@ def workspace_size(
     max_total_qo_len: int = 65536,
     max_kv_len: int = 1 << 20,
     num_ctas: int | None = None,
+    split_policy: str = "balanced",
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -82,7 +93,7 @@ def workspace_size(
     DeviceError where the SMs of a device that cannot be used are asked for.
     """
     where = resolve_device(device) if num_ctas is None else torch.device("cpu")
-    limits = make_limits(where, max_batch_size, max_total_qo_len, max_kv_len, num_ctas)
+    limits = make_limits(where, max_batch_size, max_total_qo_len, max_kv_len, num_ctas, split_policy)
     check_dtype("dtype", dtype)
     shape = _core.AttentionShape(
         check_int("num_qo_heads", num_qo_heads, 1),

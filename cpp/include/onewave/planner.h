@@ -9,12 +9,19 @@
 
 namespace onewave {
 
+/// Where the keys of a request may be cut.
+enum class SplitPolicy : int32_t {
+  kBalanced,  ///< where CTAs end together
+  kFixed,     ///< where the request and the limits alone say: its results have the same bits in every batch
+};
+
 /// What every batch of one object stays within: fixes the workspace.
 struct PlanLimits {
   int32_t max_batch_size;
   int32_t max_total_qo_len;  ///< tokens, over the batch
   int32_t max_kv_len;        ///< tokens, of one request
   int32_t num_ctas;          ///< 1 .. kMaxNumCtas
+  SplitPolicy split_policy = SplitPolicy::kBalanced;
 };
 
 /// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
