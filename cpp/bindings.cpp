@@ -199,11 +199,11 @@ nb::dict plan_layout() {
       sizeof(CtaRecord), ONEWAVE_FIELD(CtaRecord, narrow_begin), ONEWAVE_FIELD(CtaRecord, narrow_end),
       ONEWAVE_FIELD(CtaRecord, first_item), ONEWAVE_FIELD(CtaRecord, predicted_us));
   layout["WorkItem"] = work_item_layout();
-  layout["SplitTile"] =
-      record_layout(sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin),
-                    ONEWAVE_FIELD(SplitTile, row_begin), ONEWAVE_FIELD(SplitTile, num_rows),
-                    ONEWAVE_FIELD(SplitTile, kv_head_begin), ONEWAVE_FIELD(SplitTile, kv_head_end),
-                    ONEWAVE_FIELD(SplitTile, num_splits), ONEWAVE_FIELD(SplitTile, partial_row_begin));
+  layout["SplitTile"] = record_layout(
+      sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin), ONEWAVE_FIELD(SplitTile, row_begin),
+      ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
+      ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
+      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta));
   return layout;
 }
 

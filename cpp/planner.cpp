@@ -244,6 +244,7 @@ void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
       .kv_head_end = kv_head + tile.heads_per_step,
       .num_splits = 0,
       .partial_row_begin = num_partial_rows,
+      .is_of_one_cta = 0,
   });
 }
 

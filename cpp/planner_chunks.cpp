@@ -5,8 +5,9 @@
 namespace onewave::planner {
 namespace {
 
-/// Shorter ones cost more in partials and merges than they are worth (bench/NOTES.md).
-constexpr int32_t kMinChunkKeys = 1024;
+/// K and V of a chunk at least: the end of an item costs some 2 us, in which a CTA reads 150 KB
+/// (bench/NOTES.md).
+constexpr int64_t kMinChunkBytes = 1 << 20;
 
 /// Chunks of all requests that the limits allow, at most: 7 MB of work items.
 constexpr int64_t kMostChunks = 1 << 17;
@@ -69,7 +70,9 @@ class ChunkPlacer {
       schedule_.add_item(Kind::kNarrow, cta, item, us);
     }
     if (cta != first_cta) return;
-    schedule_.split_tiles.back().partial_row_begin = cta * kUnitPartialRows;
+    SplitTile& split_tile = schedule_.split_tiles.back();
+    split_tile.partial_row_begin = cta * kUnitPartialRows;
+    split_tile.is_of_one_cta = 1;
     schedule_.num_partial_rows = num_partial_rows;
   }
 
@@ -93,7 +96,9 @@ class ChunkPlacer {
 
 }  // namespace
 
-ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape) {
+ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape)
+    : min_chunk_keys_(
+          static_cast<int32_t>(kMinChunkBytes / (2 * shape.head_dim * dtype_bytes(shape.dtype)))) {
   const int64_t max_units =
       int64_t{std::min(limits.max_batch_size, limits.max_total_qo_len)} * shape.num_kv_heads;
   for (int32_t i = 0; i < kNumRowClasses; ++i) {
@@ -105,7 +110,7 @@ ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape) {
 
 int32_t ChunkRule::chunk_keys(const Tile& tile) const {
   const int32_t most = most_chunks_[row_class(tile.num_rows)];
-  const int32_t chunks = std::clamp((tile.kv_end + kMinChunkKeys - 1) / kMinChunkKeys, 1, most);
+  const int32_t chunks = std::clamp((tile.kv_end + min_chunk_keys_ - 1) / min_chunk_keys_, 1, most);
   return std::max((tile.kv_end + chunks - 1) / chunks + kTileKv - 1, kTileKv) / kTileKv * kTileKv;
 }
 

@@ -33,6 +33,7 @@ class ChunkRule {
   int32_t chunk_keys(const Tile& tile) const;
 
  private:
+  int32_t min_chunk_keys_;
   std::array<int32_t, kNumRowClasses> most_chunks_;
 };
 

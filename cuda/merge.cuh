@@ -62,6 +62,17 @@ __device__ __forceinline__ void merge_splits(const Output& output, const SplitTi
   }
 }
 
+/// After the partials of an item are stored, by all consumer threads, where one CTA has all items of the
+/// tile.
+__device__ __forceinline__ void finish_own_split(const KernelParams& params, const Work& work,
+                                                 const WorkItem& item, const PackedRows& rows, int kv_head,
+                                                 int thread) {
+  const SplitTile& tile = split_tile(work, item);
+  if (item.split_idx + 1 < tile.num_splits) return;
+  ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+  merge_splits(Output(params, work, item, rows, kv_head), tile, thread);
+}
+
 /// After the partials of a split item are stored, by all consumer threads: counts it, and merges the
 /// tile if it was the last. The barriers carry the threads' stores to the one that fences, and its fence back
 /// to the readers.

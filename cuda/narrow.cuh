@@ -229,8 +229,13 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   } else {
     NarrowConsumer<32>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
   }
-  if (item.split_tile >= 0)
-    finish_split(params, work, item, PackedRows(work, item), kv_head, thread, is_last_arrival);
+  if (item.split_tile < 0) return;
+  const PackedRows packed(work, item);
+  if (split_tile(work, item).is_of_one_cta) {
+    finish_own_split(params, work, item, packed, kv_head, thread);
+  } else {
+    finish_split(params, work, item, packed, kv_head, thread, is_last_arrival);
+  }
 }
 
 }  // namespace onewave

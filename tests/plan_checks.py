@@ -182,7 +182,9 @@ def check_splits(plan: Plan, split_policy: _core.SplitPolicy) -> None:
         assert pieces["kv_begin"][0] == 0
         assert (pieces["kv_begin"][1:] == pieces["kv_end"][:-1]).all()
         places = np.flatnonzero(plan.items["split_tile"] == index)
-        if split_policy is _core.SplitPolicy.FIXED and len(set(cta_of_item[places])) == 1:
+        is_of_one_cta = split_policy is _core.SplitPolicy.FIXED and len(set(cta_of_item[places])) == 1
+        assert bool(tile["is_of_one_cta"]) == is_of_one_cta
+        if is_of_one_cta:
             rows = slice(
                 tile["partial_row_begin"], tile["partial_row_begin"] + tile["num_splits"] * tile["num_rows"]
             )

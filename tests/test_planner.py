@@ -113,7 +113,7 @@ def test_fixed_splits_fill_the_gpu_with_one_long_request() -> None:
     check_plan(batch, batch.plan())
     assert batch.plan().summary()["makespan_over_mean"] < 1.15
     keys = streamed_keys(Batch([(8192, 1)] * 67, split_policy=FIXED).plan())
-    assert keys.max() <= 1.03 * keys.mean()
+    assert keys.max() <= 1.06 * keys.mean()
 
 
 @pytest.mark.parametrize("num_kv_heads", [4, 8, 32])

@@ -72,8 +72,8 @@ class BatchAttention:
         split_policy: where the keys of a request are cut. "balanced": where SMs end together. "fixed": a request's
             bits depend on that request and the limits alone, not on what else is in the batch or where it stands in
             it. Up to 32 packed rows (qo_len * num_qo_heads / num_kv_heads) are cut into up to 32, 16 or 8 chunks
-            (for 8, 16 or 32 rows; fewer where max_batch_size * num_kv_heads is above 4096) of 1024 keys or more;
-            more rows are never cut, so a few long requests of that kind leave SMs idle.
+            (for 8, 16 or 32 rows; fewer where max_batch_size * num_kv_heads is above 4096) of 1 MiB of K and V or
+            more; more rows are never cut, so a few long requests of that kind leave SMs idle.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.

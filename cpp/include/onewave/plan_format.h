@@ -18,7 +18,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 3;
+inline constexpr uint32_t kPlanVersion = 4;
 
 /// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -105,7 +105,9 @@ struct WorkItem {
 ///     = partial_row_begin + (split_idx * (kv_head_end - kv_head_begin) + kv_head - kv_head_begin) * num_rows
 ///     + r,
 /// and, with all heads, counts itself in the tile's counter (counters[i] is of split tile i). The last to
-/// arrive merges them in the order of split_idx and sets the counter back to 0.
+/// arrive merges them in the order of split_idx and sets the counter back to 0. Where one CTA has all of them
+/// it merges after the last, the counter is not used, and the same partial rows may be those of its next such
+/// tile.
 struct SplitTile {
   int32_t q_token_begin;
   int32_t row_begin;
@@ -114,13 +116,15 @@ struct SplitTile {
   int32_t kv_head_end;
   int32_t num_splits;
   int32_t partial_row_begin;
+  int32_t
+      is_of_one_cta;  ///< not 0: one CTA has all of its items, narrow ones, in this order one after another
 };
 
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
 inline constexpr uint32_t kCtasOffset = 112;
 
 static_assert(sizeof(PlanHeader) == 104 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 28);
+static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 32);
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;

@@ -11,7 +11,7 @@ import torch
 from onewave.bench.ceilings import device_ceilings
 from onewave.bench.machine import ClockLog
 from onewave.bench.reference import reference_attention, relative_error
-from onewave.bench.result import OURS, Result, WorkloadResult
+from onewave.bench.result import Result, WorkloadResult, is_ours
 from onewave.bench.system import Prepare, System, Unsupported
 from onewave.bench.tensors import BatchTensors, make_tensors
 from onewave.bench.timing import GpuStopwatch, HostStopwatch, Run, Stopwatch, time_plan
@@ -80,7 +80,7 @@ class Harness:
         self, result: Result, prepare: Prepare, tensors: BatchTensors, expected: torch.Tensor | None
     ) -> _Entrant:
         """Compares the first run with `expected`."""
-        if tensors.workload.num_ctas is not None and result.system != OURS:
+        if tensors.workload.num_ctas is not None and not is_ours(result.system):
             raise Unsupported("runs on all SMs")
         system = prepare(tensors)
         system.plan()

@@ -3,16 +3,18 @@
 import importlib.util
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from onewave.bench.peers import flash_attention3, flashinfer
-from onewave.bench.result import OURS
+from onewave.bench.result import OURS, OURS_FIXED
 from onewave.bench.system import Onewave, Prepare
 
 
 def all_systems(fa3_library: Path | None) -> dict[str, Prepare]:
     """In the order in which they are shown."""
-    return {OURS: Onewave, **flash_attention3.systems(fa3_library), **flashinfer.systems()}
+    ours: dict[str, Prepare] = {OURS: Onewave, OURS_FIXED: partial(Onewave, split_policy="fixed")}
+    return {**ours, **flash_attention3.systems(fa3_library), **flashinfer.systems()}
 
 
 def available_systems(device_type: str, fa3_library: Path | None) -> dict[str, Prepare]:

@@ -34,14 +34,18 @@ Prepare = Callable[[BatchTensors], System]
 class Onewave:
     """This package, called as an engine calls it: lengths on the host, page table on the device."""
 
-    def __init__(self, tensors: BatchTensors, calibration: Path | None = None) -> None:
+    def __init__(
+        self, tensors: BatchTensors, calibration: Path | None = None, split_policy: str = "balanced"
+    ) -> None:
         workload = tensors.workload
         self._tensors = tensors
         self._attention = onewave.BatchAttention(
             device=tensors.device,
-            max_batch_size=max(2048, len(workload.requests)),
+            # With fixed splits the limit decides how finely requests are cut: an engine's, not the default.
+            max_batch_size=max(2048 if split_policy == "balanced" else 256, len(workload.requests)),
             max_total_qo_len=max(65536, workload.total_qo_len),
             num_ctas=workload.num_ctas,
+            split_policy=split_policy,
             calibration=calibration,
         )
         self._out = torch.full_like(tensors.q, torch.nan)
