@@ -12,10 +12,12 @@
 #include <onewave/error.h>
 #include <onewave/executor.h>
 #include <onewave/planner.h>
+#include <onewave/version.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>
@@ -365,11 +367,21 @@ void bind_device(nb::module_& m) {
       .def("plan_bytes", &BoundAttention::plan_bytes);
 }
 
+/// The two are built together: where their versions fit but differ, files of two wheels were mixed.
+void check_library() {
+  if (std::strcmp(library_version(), kVersion) == 0) return;
+  const std::string message =
+      "onewave._core is of version " + std::string(kVersion) + ", libonewave.so is of version " +
+      library_version() + "; they must be the same: install onewave anew, and load no other libonewave.so";
+  throw nb::import_error(message.c_str());
+}
+
 }  // namespace
 }  // namespace onewave
 
 NB_MODULE(_core, m) {
-  m.attr("version") = ONEWAVE_VERSION;
+  onewave::check_library();
+  m.attr("version") = onewave::kVersion;
   nanobind::exception<onewave::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   onewave::bind_enums(m);
   onewave::bind_cost_model(m);

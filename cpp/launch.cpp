@@ -118,7 +118,7 @@ DeviceAttention::Impl::~Impl() {
   try {
     ContextScope scope(context);
     ring.reset();
-  } catch (const DeviceError&) {
+  } catch (...) {
     // The driver is gone, as at the end of a process; so is what the ring held, and nothing may be freed.
     static_cast<void>(ring.release());
   }

@@ -1,9 +1,9 @@
-"""Tests marked `gpu` are skipped, with the reason, where onewave cannot use the machine's GPU. Fixtures of the tests
-against a made-up driver."""
+"""Tests marked `gpu` are skipped, with the reason, where onewave cannot use the machine's GPU. Fixtures that several
+modules use: the wheel, the compiler of the kernels, a made-up driver."""
 
 import functools
 import multiprocessing
-import shutil
+import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +12,9 @@ from pathlib import Path
 import onewave
 import pytest
 import torch
+from find_nvcc import NvccError, find_nvcc
+from needs import missing, needed_program
+from repack import repack_installed
 
 
 @functools.cache
@@ -33,10 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONEWAVE_WHEEL, or else the installed distribution."""
+    if named := os.environ.get("ONEWAVE_WHEEL"):
+        return Path(named)
+    return repack_installed(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> str:
+    for program in ("cmake", "ninja"):
+        needed_program(program)
+    try:
+        return str(find_nvcc().path)
+    except NvccError as error:
+        missing(str(error))
+
+
+@pytest.fixture(scope="session")
 def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the made-up driver")
+    compiler = needed_program("cc")
     library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
     source = Path(__file__).with_name("fake_driver.c")
     command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source, "-ldl"]

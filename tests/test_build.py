@@ -6,32 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPO / "cmake"))
+from cmake_build import REPO, configure, copy_sources, run
 from find_nvcc import NvccError, find_nvcc
 
 NUM_KERNELS = 8
-
-
-@pytest.fixture(scope="module")
-def nvcc() -> str:
-    for tool in ("cmake", "ninja"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not on PATH")
-    try:
-        return str(find_nvcc().path)
-    except NvccError as error:
-        pytest.skip(str(error))
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
 
 
 def compile_kernel(nvcc: str, source: str, out_dir: Path) -> subprocess.CompletedProcess[str]:
@@ -92,21 +73,12 @@ def build_kernels(build_dir: Path) -> int:
     return done.stdout.count("Compiling kernel")
 
 
-def configure(source_dir: Path, build_dir: Path) -> None:
-    done = run("cmake", "-G", "Ninja", "-S", source_dir, "-B", build_dir, "-DONEWAVE_PYTHON=OFF")
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def built(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A copy of the sources whose kernel is the cheap one, and its build folder with all cubins made."""
     source_dir, build_dir = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("build")
-    for folder in ("cpp", "cuda", "cmake"):
-        shutil.copytree(REPO / folder, source_dir / folder)
-    for file in ("CMakeLists.txt", "pyproject.toml"):
-        shutil.copy(REPO / file, source_dir)
-    shutil.copy(REPO / "tests/kernels/good.cu", source_dir / "cuda/attention.cu")
-    configure(source_dir, build_dir)
+    copy_sources(source_dir)
+    configure(source_dir, build_dir, "-DONEWAVE_PYTHON=OFF")
     assert build_kernels(build_dir) == NUM_KERNELS
     return source_dir, build_dir
 
@@ -129,7 +101,7 @@ def test_another_pip_install_recompiles_no_kernel(built: tuple[Path, Path]) -> N
     # What scikit-build-core does to a build folder that another isolated environment configured.
     (build_dir / "CMakeCache.txt").unlink()
     shutil.rmtree(build_dir / "CMakeFiles")
-    configure(source_dir, build_dir)
+    configure(source_dir, build_dir, "-DONEWAVE_PYTHON=OFF")
     assert build_kernels(build_dir) == 0
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import onewave
 
@@ -54,6 +55,12 @@ def test_info_without_a_gpu() -> None:
     assert row(done.stdout, "device").startswith("not usable: ")
 
 
+def test_cmake_dir_is_one_line_for_the_shell() -> None:
+    done = run_cli("cmake-dir")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Path(done.stdout.removesuffix("\n"), "onewaveConfig.cmake").is_file()
+
+
 def test_no_command_is_an_error() -> None:
     done = run_cli()
     assert done.returncode == 2 and "usage: python -m onewave" in done.stderr
@@ -61,7 +68,7 @@ def test_no_command_is_an_error() -> None:
 
 def test_help_and_version() -> None:
     done = run_cli("--help")
-    assert done.returncode == 0 and all(command in done.stdout for command in ("demo", "info"))
+    assert done.returncode == 0 and all(command in done.stdout for command in ("demo", "info", "cmake-dir"))
     done = run_cli("--version")
     assert (done.returncode, done.stdout) == (0, f"onewave {onewave.__version__}\n")
 

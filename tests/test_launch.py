@@ -4,7 +4,6 @@ run() ask of a driver. No GPU is needed, and none is touched where there is one.
 import ctypes
 import math
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -27,6 +26,7 @@ from fake_driver import (
     MapRequest,
     Step,
 )
+from needs import needed_program
 from onewave import _core
 
 Check = Callable[[Path], None]
@@ -35,9 +35,7 @@ Check = Callable[[Path], None]
 @pytest.fixture
 def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that start from now on count the calls of C++'s operator new."""
-    compiler, library = shutil.which("cc"), tmp_path / "count_news.so"
-    if compiler is None:
-        pytest.skip("no C compiler for the counting operator new")
+    compiler, library = needed_program("cc"), tmp_path / "count_news.so"
     source = (
         "#include <stdlib.h>\nint num_news; void* _Znwm(size_t size) { return num_news++, malloc(size); }"
     )

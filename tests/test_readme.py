@@ -45,6 +45,12 @@ def test_the_example_runs_and_is_right(tmp_path: Path) -> None:
         torch.testing.assert_close(names["lse"][rows].double(), lse.T, atol=1e-4, rtol=0)
 
 
+def test_its_cmake_lines_are_those_of_the_consumer() -> None:
+    (lines,) = re.findall(r"```cmake\n(.*?)```", README, re.DOTALL)
+    consumer = (REPO / "tests/consumer/CMakeLists.txt").read_text().splitlines()
+    assert not set(lines.replace("engine", "consumer").splitlines()) - set(consumer)
+
+
 def test_its_commands_are_those_of_ci() -> None:
     commands = re.findall(r"^(python3 .*?)\s*(?:#.*)?$", README, re.MULTILINE)
     demo, test = commands

@@ -1,15 +1,12 @@
-"""The wheel: its tags, what is in it and what it links.
+"""The wheel: its tags, what is in it, what it links and exports.
 
 ONEWAVE_WHEEL names the wheel to look at; without it the installed distribution is put back into one.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
-import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,9 +17,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+from repack import LIBRARY
 
-PUBLIC_HEADERS = list((Path(__file__).parent.parent / "cpp/include/onewave").glob("*.h"))
-LIBRARY = "onewave/lib/libonewave.so"
+PUBLIC_HEADERS = [path.name for path in (Path(__file__).parent.parent / "cpp/include/onewave").glob("*.h")]
 EXTENSION = "onewave/_core.abi3.so"
 # manylinux takes these from the machine. The loader is there for thread-local storage.
 SYSTEM_LIBRARIES = {
@@ -35,30 +33,6 @@ SYSTEM_LIBRARIES = {
     "libgcc_s.so.1",
     "ld-linux-x86-64.so.2",
 }
-
-
-def repack_installed(out_dir: Path) -> Path:
-    distribution = importlib.metadata.distribution("onewave")
-    files = [file for file in distribution.files or [] if ".." not in file.parts and file.suffix != ".pyc"]
-    if not any(str(file) == LIBRARY for file in files):
-        pytest.skip("the installed onewave is editable: set ONEWAVE_WHEEL to a wheel")
-    tag = Parser().parsestr(distribution.read_text("WHEEL") or "")["Tag"]
-    path = out_dir / f"onewave-{distribution.version}-{tag}.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in files:
-            if file.name != "RECORD":
-                archive.write(str(file.locate()), str(file))
-        archive.writestr(
-            f"onewave-{distribution.version}.dist-info/RECORD", "".join(f"{file},,\n" for file in files)
-        )
-    return path
-
-
-@pytest.fixture(scope="module")
-def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if named := os.environ.get("ONEWAVE_WHEEL"):
-        return Path(named)
-    return repack_installed(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +53,19 @@ def dynamic(wheel: zipfile.ZipFile, name: str, tag: str) -> list[str]:
     return [getattr(entry, tag) for entry in section.iter_tags() if hasattr(entry, tag)]
 
 
+def c_functions(wheel: zipfile.ZipFile, name: str) -> set[str]:
+    """Those with C linkage that a shared object exports."""
+    section = ELFFile(io.BytesIO(wheel.read(name))).get_section_by_name(".dynsym")
+    assert isinstance(section, SymbolTableSection)
+    functions = {
+        symbol.name
+        for symbol in section.iter_symbols()
+        if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
+    }
+    assert functions
+    return {function for function in functions if not function.startswith("_Z")}
+
+
 def test_one_wheel_serves_every_python_from_3_10(wheel_path: Path, wheel: zipfile.ZipFile) -> None:
     _, version, python, abi, platform = wheel_path.stem.split("-")
     assert (python, abi) == ("cp310", "abi3")
@@ -91,14 +78,15 @@ def test_one_wheel_serves_every_python_from_3_10(wheel_path: Path, wheel: zipfil
 
 def test_it_has_what_python_and_cpp_need(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    headers = {f"onewave/include/onewave/{header.name}" for header in PUBLIC_HEADERS}
+    headers = {f"onewave/include/onewave/{header}" for header in (*PUBLIC_HEADERS, "version.h")}
+    package = {f"onewave/lib/cmake/onewave/onewaveConfig{part}.cmake" for part in ("", "Version", "-release")}
     expected = {LIBRARY, EXTENSION, "onewave/__init__.py", "onewave/_core.pyi", "onewave/py.typed"}
-    assert headers and not (expected | headers) - names
+    assert PUBLIC_HEADERS and not (expected | headers | package) - names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 def test_it_has_nothing_else(wheel: zipfile.ZipFile) -> None:
-    kinds = (".py", ".pyi", ".h", "/py.typed", "/kernel_resources.csv")
+    kinds = (".py", ".pyi", ".h", ".cmake", "/py.typed", "/kernel_resources.csv")
     strangers = [
         name
         for name in wheel.namelist()
@@ -129,6 +117,12 @@ def test_the_extension_finds_its_library_beside_it(wheel: zipfile.ZipFile) -> No
     assert not dynamic(wheel, LIBRARY, "runpath") + dynamic(wheel, LIBRARY, "rpath")
 
 
+def test_no_c_function_could_let_an_exception_through(wheel: zipfile.ZipFile) -> None:
+    """error.h says why there is none; PyInit__core is nanobind's, which makes an ImportError of every exception."""
+    assert c_functions(wheel, LIBRARY) == set()
+    assert c_functions(wheel, EXTENSION) == {"PyInit__core"}
+
+
 def test_auditwheel_calls_it_manylinux(wheel_path: Path) -> None:
     command = [sys.executable, "-m", "auditwheel", "show", str(wheel_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
@@ -137,19 +131,3 @@ def test_auditwheel_calls_it_manylinux(wheel_path: Path) -> None:
     assert re.search(r'platform tag: "manylinux_2_\d+_x86_64"', text), done.stdout
     libraries = set(re.findall(r"\b(?:lib|ld-)[\w+.-]*\.so[\w.]*", text))
     assert libraries <= SYSTEM_LIBRARIES, done.stdout
-
-
-def test_a_cpp_program_needs_nothing_but_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler on PATH")
-    wheel.extractall(tmp_path)
-    root, program = tmp_path / "onewave", tmp_path / "consumer"
-    source = Path(__file__).parent / "consumer.cpp"
-    libraries = [f"-L{root / 'lib'}", "-lonewave", f"-Wl,-rpath,{root / 'lib'}"]
-    command = [compiler, "-std=c++20", f"-I{root / 'include'}", str(source), *libraries, "-o", str(program)]
-    subprocess.run(command, check=True, timeout=120)
-    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=10)
-    total_bytes, mistake = done.stdout.splitlines()
-    assert int(total_bytes) > 0
-    assert "num_ctas is 0" in mistake

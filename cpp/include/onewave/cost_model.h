@@ -7,6 +7,7 @@
 
 #include <onewave/plan_format.h>
 #include <onewave/types.h>
+#include <onewave/version.h>
 
 #include <array>
 #include <cstdint>
@@ -39,7 +40,7 @@ struct MemoryRate {
   float gb_per_s;
 };
 
-/// One GPU.
+/// One GPU. Any number of threads may read one.
 struct Calibration {
   std::string gpu;         ///< as CUDA names it
   float launch_us;         ///< of a run beside its items
@@ -52,14 +53,15 @@ struct Calibration {
   double memory_gb_per_s(int num_ctas) const;
 };
 
-/// Those in the library.
+/// Those in the library; they live as long as it does.
 const std::vector<Calibration>& calibrations();
 
 /// The GPU's own where the library has it, that of an H100 or H200 of another make for one of these, and the
 /// H200's for anything else.
 const Calibration& calibration_of(std::string_view gpu);
 
-/// A calibration for one shape, as the planner asks for it. Costs are microseconds of one CTA.
+/// A calibration for one shape, as the planner asks for it. Costs are microseconds of one CTA. Never changes:
+/// any number of threads may plan with one.
 class CostModel {
  public:
   /// Throws InvalidArgument where the calibration lacks the shape's kernel, or a rate is not positive.

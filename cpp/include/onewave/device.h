@@ -31,7 +31,8 @@ struct KernelInfo {
 /// The cubins inside the library.
 std::vector<KernelInfo> list_kernels();
 
-/// Plans and launches on one device. One thread at a time; a stream is a CUstream.
+/// Plans and launches on one device; a stream is a CUstream. One thread at a time, and not always the same
+/// one; other objects are independent, those on this device too.
 ///
 /// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it). The
 /// destructor waits for uploads in flight. Neither they nor plan() disturb a capture of another stream.

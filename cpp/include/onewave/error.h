@@ -1,5 +1,9 @@
 #pragma once
 
+/// No exception crosses a C boundary, since no C code calls into the library: it exports no function with C
+/// linkage, gives the driver no callback, and what its own threads run does not throw. Nor does one leave a
+/// destructor.
+
 #include <stdexcept>
 #include <string>
 

@@ -52,9 +52,10 @@ struct WorkspaceLayout {
 WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape);
 
 /// Writes the plan of one step to `buffer` (16-byte aligned, at least workspace_layout().plan_bytes) and
-/// returns its header there. A pure function of its arguments: host only, no CUDA. `costs` are those of the
-/// batch's shape. Throws InvalidArgument, naming the argument, before anything is written, when the batch is
-/// malformed or beyond the limits.
+/// returns its header there. A pure function of its arguments: host only, no CUDA, any thread, several at a
+/// time. Its scratch memory is the thread's: grown by larger batches, kept until the thread ends. `costs` are
+/// those of the batch's shape. Throws InvalidArgument, naming the argument, before anything is written, when
+/// the batch is malformed or beyond the limits.
 const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, const CostModel& costs,
                              void* buffer);
 

@@ -1,10 +1,11 @@
-"""The command line: `python -m onewave` with demo, info, plan, calibrate or bench."""
+"""The command line: `python -m onewave` with demo, info, plan, calibrate, bench or cmake-dir."""
 
 import argparse
 from collections.abc import Sequence
 
 import onewave
 from onewave._cli.calibrate import add_calibrate_arguments, run_calibrate
+from onewave._cli.cmake_dir import show_cmake_dir
 from onewave._cli.demo import run_demo
 from onewave._cli.info import show_info
 from onewave._cli.plan import add_plan_arguments, run_plan
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "calibrate", help="measure what work costs on this GPU, for the planner (minutes)"
         )
     )
+    commands.add_parser("cmake-dir", help="print the directory of the CMake package, for -Donewave_DIR=")
     options = parser.parse_args(arguments)
     if options.command == "info":
         return show_info()
@@ -44,4 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_calibrate(options)
     if options.command == "bench":
         return run_bench(options)
+    if options.command == "cmake-dir":
+        return show_cmake_dir()
     return run_demo(options.device, options.seed)

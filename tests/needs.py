@@ -1,0 +1,19 @@
+"""What tests need of the machine beside the package."""
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips the test; fails it where CI is set: .ci/run installs all that the tests need."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def needed_program(name: str) -> str:
+    """Its path."""
+    return shutil.which(name) or missing(f"{name} is not on PATH")
