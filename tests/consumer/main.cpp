@@ -30,11 +30,7 @@ onewave::RunArgs run_args(int64_t num_pages, const void* q, const uint16_t* kv_c
           .out = out,
           .out_token_stride = kQueryStride,
           .out_head_stride = kShape.head_dim,
-          .lse = lse,
-          .k_scale = 1,
-          .v_scale = 1,
-          .k_scale_ptr = nullptr,
-          .v_scale_ptr = nullptr};
+          .lse = lse};
 }
 
 Result run_on_cpu(const Step& step) {
