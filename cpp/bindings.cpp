@@ -54,7 +54,7 @@ const PlanHeader* plan_header(const nb::bytes& plan) {
 
 BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, int32_t batch_size,
                      uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices,
-                     int32_t block_table_width, int64_t block_table_stride) {
+                     int32_t block_table_width, int64_t block_table_stride, uintptr_t actual_kv_len_arr) {
   return {
       .shape = shape,
       .causal = causal,
@@ -66,6 +66,7 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
       .kv_indices = pointer<const int32_t>(kv_indices),
       .block_table_width = block_table_width,
       .block_table_stride = block_table_stride,
+      .actual_kv_len_arr = pointer<const int32_t>(actual_kv_len_arr),
   };
 }
 
@@ -78,14 +79,15 @@ const CostModel& costs_or_default(const CostModel* costs, const AttentionShape& 
 nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& shape, bool causal,
                               float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
                               uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs,
-                              int32_t block_table_width, int64_t block_table_stride) {
+                              int32_t block_table_width, int64_t block_table_stride,
+                              uintptr_t actual_kv_len_arr) {
   struct alignas(kPlanAlignment) Block {
     std::byte bytes[kPlanAlignment];
   };
   const size_t capacity = workspace_layout(limits, shape).plan_bytes;
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
   const BatchSpec batch = batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
-                                     kv_indices, block_table_width, block_table_stride);
+                                     kv_indices, block_table_width, block_table_stride, actual_kv_len_arr);
   std::optional<CostModel> fallback;
   return to_bytes(plan_batch(batch, limits, costs_or_default(costs, shape, fallback), buffer.get()));
 }
@@ -98,7 +100,7 @@ std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionSha
                           std::to_string(batch_size));
   }
   std::vector<double> us(header->num_items);
-  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0);
+  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0, 0);
   std::optional<CostModel> fallback;
   predict_items(header, batch, costs_or_default(costs, shape, fallback), us.data());
   return us;
@@ -127,9 +129,9 @@ struct BoundAttention {
 
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
             uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream, int32_t block_table_width,
-            int64_t block_table_stride) {
+            int64_t block_table_stride, uintptr_t actual_kv_len_arr) {
     attention->plan(batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
-                               kv_indices, block_table_width, block_table_stride),
+                               kv_indices, block_table_width, block_table_stride, actual_kv_len_arr),
                     pointer<void>(stream));
   }
 
@@ -177,11 +179,11 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
                        ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
                        ONEWAVE_FIELD(PlanHeader, num_first_items), ONEWAVE_FIELD(PlanHeader, num_draws),
-                       ONEWAVE_FIELD(PlanHeader, kv_indices), ONEWAVE_FIELD(PlanHeader, batch_size),
-                       ONEWAVE_FIELD(PlanHeader, total_qo_len), ONEWAVE_FIELD(PlanHeader, num_qo_heads),
-                       ONEWAVE_FIELD(PlanHeader, num_kv_heads), ONEWAVE_FIELD(PlanHeader, group_size),
-                       ONEWAVE_FIELD(PlanHeader, head_dim), ONEWAVE_FIELD(PlanHeader, page_size),
-                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
+                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
+                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
+                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
+                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
 }
 
 nb::tuple work_item_layout() {
@@ -189,9 +191,10 @@ nb::tuple work_item_layout() {
                        ONEWAVE_FIELD(WorkItem, q_token_begin), ONEWAVE_FIELD(WorkItem, row_begin),
                        ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
                        ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
-                       ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
-                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, heads_per_step),
-                       ONEWAVE_FIELD(WorkItem, split_tile), ONEWAVE_FIELD(WorkItem, split_idx));
+                       ONEWAVE_FIELD(WorkItem, kv_len), ONEWAVE_FIELD(WorkItem, page_begin),
+                       ONEWAVE_FIELD(WorkItem, kv_head_begin), ONEWAVE_FIELD(WorkItem, kv_head_end),
+                       ONEWAVE_FIELD(WorkItem, heads_per_step), ONEWAVE_FIELD(WorkItem, split_tile),
+                       ONEWAVE_FIELD(WorkItem, split_idx));
 }
 
 nb::dict plan_layout() {
@@ -248,7 +251,7 @@ void bind_planner(nb::module_& m) {
   m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
   m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
         "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none(),
-        "block_table_width"_a = 0, "block_table_stride"_a = 0);
+        "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0);
   m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
         "costs"_a = nb::none());
   m.def("plan_layout", &plan_layout);
@@ -361,7 +364,7 @@ void bind_device(nb::module_& m) {
            "device"_a, "limits"_a, "shape"_a, "workspace"_a, "calibration"_a = nb::none())
       .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
            "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a,
-           "block_table_width"_a = 0, "block_table_stride"_a = 0)
+           "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)
       .def("plan_bytes", &BoundAttention::plan_bytes);

@@ -54,7 +54,10 @@ class Execution {
   }
 
   void run_item(int32_t index, TileScratch& scratch) {
-    const WorkItem& item = items_[index];
+    WorkItem item = items_[index];
+    const ItemKeys keys(header_, item);
+    item.kv_end = keys.end;
+    item.causal_shift = keys.causal_shift;
     // A plan from which a merge record was taken has no place for the partials of its items.
     if (item.split_tile >= header_.num_split_tiles) return;
     for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);

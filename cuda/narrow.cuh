@@ -65,9 +65,9 @@ class NarrowConsumer {
     }
     const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
-    const int kv_end = item.kv_end;
+    const int kv_end = ItemKeys(*work_.header, item).end;
     const int tile_keys = kTileKv >> step_heads_shift_;
-    for (int tile_begin = last_tile_begin(item, step_heads_shift_); tile_begin >= kv_begin;
+    for (int tile_begin = last_tile_begin(kv_begin, kv_end, step_heads_shift_); tile_begin >= kv_begin;
          tile_begin -= tile_keys) {
       const int first_key = tile_begin + warp_key_;
       float scores[kBlocks][4] = {};

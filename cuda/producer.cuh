@@ -64,9 +64,9 @@ struct WideItems {
 template <class Items, class Loader, class Queue>
 class KvTileStream {
  public:
-  __device__ __forceinline__ KvTileStream(const Loader& loader, const typename Items::Cursor& cursor,
-                                          Queue& queue)
-      : loader_(loader), cursor_(cursor), queue_(queue) {
+  __device__ __forceinline__ KvTileStream(const Work& work, const Loader& loader,
+                                          const typename Items::Cursor& cursor, Queue& queue)
+      : work_(work), loader_(loader), cursor_(cursor), queue_(queue) {
     enter();
   }
 
@@ -103,11 +103,14 @@ class KvTileStream {
     if constexpr (Items::kKind == Kind::kNarrow) cursor_.skip_keyless();
     if (!cursor_.valid()) return;
     const WorkItem& item = cursor_.item();
-    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
-    tile_begin_ = last_tile_begin(item, keys_.step_heads_shift);
+    // What is in the queue's slots is as the run has it.
+    const int kv_end = Items::kKind == Kind::kNarrow ? ItemKeys(*work_.header, item).end : item.kv_end;
+    keys_ = {item.kv_begin, kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
+    tile_begin_ = last_tile_begin(keys_.begin, keys_.end, keys_.step_heads_shift);
     is_first_ = true;
   }
 
+  const Work& work_;
   const Loader& loader_;
   typename Items::Cursor cursor_;
   Queue& queue_;
@@ -196,10 +199,10 @@ inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNumStages > 2;
 
 /// The gathering cubins: all producer threads load Q, K and V, and look page ids up two tiles ahead.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
-__device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
-                                              Queue& queue, KindTiles& tiles, KindRings& rings,
-                                              Queries& queries) {
-  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+__device__ __forceinline__ void load_together(const Work& work, const Loader& loader,
+                                              const typename Items::Cursor& cursor, Queue& queue,
+                                              KindTiles& tiles, KindRings& rings, Queries& queries) {
+  KvTileStream<Items, Loader, Queue> stream(work, loader, cursor, queue);
   // A cp.async group: the page ids of a tile, and what was asked for since the group before.
   const auto next = [&] {
     const KvTile<Loader> tile = stream.next();
@@ -261,10 +264,11 @@ __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
 template <class Items, class Loader, class Queue, class Load>
-__device__ __forceinline__ void load_tiles(const Loader& loader, const typename Items::Cursor& cursor,
-                                           Queue& queue, Ring<kNumStages>& ring, bool gently, Load&& load) {
+__device__ __forceinline__ void load_tiles(const Work& work, const Loader& loader,
+                                           const typename Items::Cursor& cursor, Queue& queue,
+                                           Ring<kNumStages>& ring, bool gently, Load&& load) {
   RingPosition<kNumStages> at;
-  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+  KvTileStream<Items, Loader, Queue> stream(work, loader, cursor, queue);
   KvTile<Loader> tile = stream.next();
   while (tile.valid) {
     const KvTile<Loader> next_tile = stream.next();
@@ -291,18 +295,18 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     queue.begin();
     const auto cursor = source.cursor();
     Queries queries(params, work, cursor, tiles, items, rings, rows_shift);
-    load_together<Items>(loader, cursor, queue, tiles, rings, queries);
+    load_together<Items>(work, loader, cursor, queue, tiles, rings, queries);
     queries.end();
   } else if (warp == 0) {
     auto request = source.draw_request();
     request.begin();
-    load_tiles<Items>(loader, source.cursor(), request, rings.k, gently,
+    load_tiles<Items>(work, loader, source.cursor(), request, rings.k, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
                         loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
                       });
   } else if (warp == 1) {
     NoQueue queue;
-    load_tiles<Items>(loader, source.cursor(), queue, rings.v, gently,
+    load_tiles<Items>(work, loader, source.cursor(), queue, rings.v, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
                         loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
                       });

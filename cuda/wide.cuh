@@ -88,7 +88,7 @@ class WideConsumer {
     // The first row of the warpgroup sees the fewest keys.
     const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
     const int kv_begin = tile.item.kv_begin;
-    int tile_begin = last_tile_begin(tile.item, 0);
+    int tile_begin = last_tile_begin(kv_begin, tile.item.kv_end, 0);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
     if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);

@@ -43,6 +43,7 @@ __device__ __forceinline__ bool has_wide_items(const PlanHeader* header) {
   return header->wide_begin < header->num_items;
 }
 
+/// In the plan: a run with other lengths may leave nothing of them. Such an item has one tile of no keys.
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
 
 /// Walks the items [begin, end), step by step of kv heads; the producer and the consumers do so identically.
@@ -91,10 +92,10 @@ __device__ __forceinline__ int step_heads_shift(const WorkItem& item) {
   return kKind == Kind::kNarrow ? __ffs(item.heads_per_step) - 1 : 0;
 }
 
-/// First key of the last tile of an item that has keys.
-__device__ __forceinline__ int last_tile_begin(const WorkItem& item, int step_heads_shift) {
+/// First key of the last tile of [kv_begin, kv_end); of no keys there is one tile too.
+__device__ __forceinline__ int last_tile_begin(int kv_begin, int kv_end, int step_heads_shift) {
   const int tile_keys = kTileKv >> step_heads_shift;
-  return item.kv_begin + ((item.kv_end - item.kv_begin - 1) & -tile_keys);
+  return kv_begin + ((max(kv_end - kv_begin, 1) - 1) & -tile_keys);
 }
 
 /// A packed row as a row of q, out and lse.
@@ -110,11 +111,12 @@ class PackedRows {
 
   __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
       : group_size_(work.group_size), group_inverse_(work.group_inverse) {
+    const ItemKeys keys(*work.header, item);
     const int first_token = item.row_begin / group_size_;
     first_head_ = item.row_begin - first_token * group_size_;
     q_token_begin_ = item.q_token_begin + first_token;
-    first_visible_ = item.causal_shift + first_token + 1;
-    kv_end_ = item.kv_end;
+    first_visible_ = keys.causal_shift + first_token + 1;
+    kv_end_ = keys.end;
   }
 
   __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {

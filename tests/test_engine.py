@@ -268,6 +268,77 @@ def test_a_block_table_in_place(page_size: int, seed: int) -> None:
         outputs.check(batch.expected(True))
 
 
+# Lengths, and what they are planned as: splits that no key is left for, narrow and wide, whole requests without keys.
+BOUNDED = {
+    "mixed": (MIXED, [9000, 3000, 5000, 33, 700, 50, 4000]),
+    "few keys of many": (
+        [Lens(300, 1, 2), Lens(90, 70), Lens(0, 3), Lens(0, 60)],
+        [60000, 40000, 30000, 20000],
+    ),
+    "as planned": (MIXED, [group.kv_len for group in MIXED]),
+    "nothing": ([Lens(0, 1, 5), Lens(0, 200)], [4000, 9000]),
+}
+
+
+@pytest.mark.parametrize("split_policy", ["balanced", "fixed"])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_lengths_that_are_known_when_it_runs(
+    name: str, head_dim: int, page_size: int, split_policy: str, seed: int
+) -> None:
+    """Planned from bounds; the page table holds no pages for what is above the lengths. Then the same plan runs, in a
+    graph, with other lengths in the same tensor."""
+    lens, bounds = BOUNDED[name]
+    heads = Heads(4, 4, head_dim)
+    batch = DenseBatch(lens, heads, torch.bfloat16, seed)
+    paged = batch.paged(page_size)
+    bound_of_request = [bound for group, bound in zip(lens, bounds, strict=True) for _ in range(group.count)]
+    table = torch.full((len(bound_of_request), -(-max(bounds) // page_size)), 1 << 30, dtype=torch.int32)
+    known = as_block_table(paged)[: len(table)]
+    table = table.cuda()
+    table[:, : known.shape[1]] = known[:, : table.shape[1]]
+    actual = paged.kv_len_arr.cuda()
+    attention = onewave.BatchAttention(
+        max_batch_size=64, max_total_qo_len=1024, max_kv_len=60000, split_policy=split_policy
+    )
+    arguments = (heads.num_qo_heads, heads.num_kv_heads, heads.head_dim, heads.head_dim, page_size)
+    for causal in (True, False):
+        attention.plan(
+            paged.qo_indptr,
+            None,
+            None,
+            torch.tensor(bound_of_request, dtype=torch.int32),
+            *arguments,
+            causal=causal,
+            block_table=table,
+            actual_kv_len_arr=actual,
+        )
+        outputs = Outputs(batch)
+        run_twice(attention, outputs, paged)
+        outputs.check(batch.expected(causal))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            attention.run(outputs.q, paged.kv_cache, outputs.out, outputs.lse)
+        shorter = [replace_keys(batch, kept) for kept in (0.5, 0.0)]
+        for other in shorter:
+            actual.copy_(other.paged(page_size).kv_len_arr)
+            outputs.poison()
+            graph.replay()
+            outputs.check(other.expected(causal))
+        actual.copy_(paged.kv_len_arr)
+
+
+def replace_keys(batch: DenseBatch, kept: float) -> DenseBatch:
+    """The same queries, and the first part of the keys."""
+    lens = [group._replace(kv_len=int(group.kv_len * kept)) for group in batch.lens]
+    other = DenseBatch(lens, batch.heads, batch.dtype, 0)
+    other.q = batch.q
+    other.k = [k[:, : group.kv_len] for k, group in zip(batch.k, lens, strict=True)]
+    other.v = [v[:, : group.kv_len] for v, group in zip(batch.v, lens, strict=True)]
+    return other
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_scale_of_one_run(on_device: bool, seed: int) -> None:
     """In place of the plan's; the reference has it as k_scale."""

@@ -218,7 +218,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 4")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 5")):
         altered = Plan(whole)
         altered.header[field] = 7
         no_plans.append((altered.to_bytes(), message))

@@ -221,3 +221,41 @@ def test_lse_may_be_left_out() -> None:
     assert torch.equal(alone, out)
     with pytest.raises(ValueError, match="lse is given; it must be None with return_lse=False"):
         attention.run(**(arguments | {"lse": lse}), return_lse=False)
+
+
+def test_lengths_that_are_known_when_it_runs() -> None:
+    """Planned from bounds: the same as planned from the lengths, which every run reads anew."""
+    kv_lens = plan_arguments()["kv_len_arr"]
+    bounds = kv_lens + int32(5, 12)
+    actual = kv_lens.clone()
+    bounded = small_attention()
+    bounded.plan(
+        **block_table_arguments(kv_len_arr=bounds, block_table=torch.ones(2, 7, dtype=torch.int32)),
+        causal=True,
+        actual_kv_len_arr=actual,
+    )
+    for lens in (kv_lens, kv_lens - 9, int32(0, 3), bounds):
+        actual.copy_(lens)
+        exact = small_attention()
+        exact.plan(
+            **block_table_arguments(kv_len_arr=lens, block_table=torch.ones(2, 7, dtype=torch.int32)),
+            causal=True,
+        )
+        for one, other in zip(run(bounded), run(exact), strict=True):
+            torch.testing.assert_close(one, other)
+    actual.copy_(bounds + 1)  # counts as the bound
+    assert torch.equal(run(bounded)[0], run(exact)[0])
+
+
+@pytest.mark.parametrize(
+    ("actual", "message"),
+    [
+        (int32(40), "has 1 elements; it must have the 2 of kv_len_arr"),
+        (torch.tensor([40, 20]), "torch.int64; it must be torch.int32"),
+        (int32(40, 0, 20, 0)[::2], "it must be contiguous"),
+        (torch.empty(2, dtype=torch.int32, device="meta"), "meta; it must be on cpu"),
+    ],
+)
+def test_bad_actual_lengths_are_named(actual: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"actual_kv_len_arr.*{message}"):
+        small_attention().plan(**plan_arguments(), actual_kv_len_arr=actual)

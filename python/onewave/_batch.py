@@ -20,6 +20,7 @@ class Batch(NamedTuple):
         torch.Tensor
     )  # at least kv_indptr[batch_size] page ids, or [at least batch_size, pages of a request]
     total_qo_len: int
+    actual_kv_len_arr: torch.Tensor | None  # [at least batch_size] on the device: kv_len_arr are upper bounds
     max_page_id: int  # of the page ids in use; -1 where there are none or they are on the device
 
     def addresses(self, kv_indices: torch.Tensor) -> tuple[int, int, int, int, int]:
@@ -32,11 +33,14 @@ class Batch(NamedTuple):
             kv_indices.data_ptr(),
         )
 
-    def block_table_sizes(self, kv_indices: torch.Tensor) -> dict[str, int]:
-        """What the planner takes besides, of a block table."""
-        if self.kv_indptr is not None:
-            return {}
-        return {"block_table_width": kv_indices.shape[1], "block_table_stride": kv_indices.stride(0)}
+    def options(self, kv_indices: torch.Tensor) -> dict[str, int]:
+        """What the planner takes besides, of some batches."""
+        options = {}
+        if self.kv_indptr is None:
+            options = {"block_table_width": kv_indices.shape[1], "block_table_stride": kv_indices.stride(0)}
+        if self.actual_kv_len_arr is not None:
+            options["actual_kv_len_arr"] = self.actual_kv_len_arr.data_ptr()
+        return options
 
 
 def make_batch(
@@ -46,6 +50,7 @@ def make_batch(
     kv_indices: torch.Tensor | None,
     kv_len_arr: torch.Tensor,
     block_table: torch.Tensor | None,
+    actual_kv_len_arr: torch.Tensor | None,
     page_size: int,
 ) -> Batch:
     """Checks all that the planner cannot see: types, devices, sizes, and page ids that are on the host."""
@@ -53,11 +58,25 @@ def make_batch(
         for name, tensor in (("kv_indptr", kv_indptr), ("kv_indices", kv_indices)):
             if tensor is not None:
                 raise ValueError(f"{name} is {describe(tensor)}; it must be None with a block_table")
-        return _make_block_table_batch(device, qo_indptr, kv_len_arr, block_table, page_size)
-    # None is refused below, in words.
-    return _make_csr_batch(
-        device, qo_indptr, cast(torch.Tensor, kv_indptr), cast(torch.Tensor, kv_indices), kv_len_arr
-    )
+        batch = _make_block_table_batch(device, qo_indptr, kv_len_arr, block_table, page_size)
+    else:
+        # None is refused, in words.
+        csr = (cast(torch.Tensor, kv_indptr), cast(torch.Tensor, kv_indices))
+        batch = _make_csr_batch(device, qo_indptr, *csr, kv_len_arr)
+    if actual_kv_len_arr is None:
+        return batch
+    _check_actual_lens(device, actual_kv_len_arr, batch.kv_len_arr.numel())
+    return batch._replace(actual_kv_len_arr=actual_kv_len_arr)
+
+
+def _check_actual_lens(device: torch.device, tensor: torch.Tensor, batch_size: int) -> None:
+    check_tensor("actual_kv_len_arr", tensor, dtype=torch.int32, devices=(device,), num_dims=1)
+    if not tensor.is_contiguous():
+        raise ValueError(f"actual_kv_len_arr has stride {tensor.stride(0)}; it must be contiguous")
+    if tensor.numel() < batch_size:
+        raise ValueError(
+            f"actual_kv_len_arr has {tensor.numel()} elements; it must have the {batch_size} of kv_len_arr or more"
+        )
 
 
 def _make_csr_batch(
@@ -83,6 +102,7 @@ def _make_csr_batch(
         kv_len_arr,
         kv_indices,
         _last_element(qo_indptr),
+        None,
         _check_page_ids(kv_indices, _last_element(kv_indptr)),
     )
 
@@ -113,7 +133,7 @@ def _make_block_table_batch(
         num_pages = (kv_len_arr + (page_size - 1)) // page_size
         used = block_table[torch.arange(block_table.shape[1]) < num_pages[:, None]]
         max_page_id = _check_host_page_ids("block_table", used)
-    return Batch(qo_indptr, None, kv_len_arr, block_table, _last_element(qo_indptr), max_page_id)
+    return Batch(qo_indptr, None, kv_len_arr, block_table, _last_element(qo_indptr), None, max_page_id)
 
 
 def _check_indptr(name: str, tensor: torch.Tensor, batch_size: int) -> None:

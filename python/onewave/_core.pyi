@@ -143,6 +143,7 @@ def plan_batch(
     costs: CostModel | None = None,
     block_table_width: int = 0,
     block_table_stride: int = 0,
+    actual_kv_len_arr: int = 0,
 ) -> bytes:
     """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored. `costs`
     are of the shape; None: what an H200 costs."""
@@ -243,6 +244,7 @@ class DeviceAttention:
         stream: int,
         block_table_width: int = 0,
         block_table_stride: int = 0,
+        actual_kv_len_arr: int = 0,
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
 

@@ -33,7 +33,7 @@ class CpuEngine:
         self._shape = shape
         self._costs = _core.CostModel(shape, calibration or _core.calibration_of(""))
         self._plan = b""
-        self._kv_indices: torch.Tensor | None = None  # the plan holds its address
+        self._held: tuple[torch.Tensor | None, ...] = ()  # the plan holds their addresses
 
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
         # A copy: the caller's page ids are checked now, and may be overwritten before the last run.
@@ -45,9 +45,9 @@ class CpuEngine:
             sm_scale,
             *batch.addresses(kv_indices),
             self._costs,
-            **batch.block_table_sizes(kv_indices),
+            **batch.options(kv_indices),
         )
-        self._kv_indices = kv_indices
+        self._held = (kv_indices, batch.actual_kv_len_arr)
 
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
         _core.execute_plan(self._plan, args, 0)
@@ -72,7 +72,7 @@ class DeviceEngine:
         self._attention = _core.DeviceAttention(
             device.index, limits, shape, workspace.data_ptr(), calibration
         )
-        self._kv_indices: torch.Tensor | None = None  # in use by the device until the next plan
+        self._held: tuple[torch.Tensor | None, ...] = ()  # in use by the device until the next plan
 
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
         kv_indices = batch.kv_indices
@@ -87,9 +87,9 @@ class DeviceEngine:
             sm_scale,
             *batch.addresses(kv_indices),
             self._stream(),
-            **batch.block_table_sizes(kv_indices),
+            **batch.options(kv_indices),
         )
-        self._kv_indices = kv_indices
+        self._held = (kv_indices, batch.actual_kv_len_arr)
 
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
         self._attention.run(args, self._stream(), enable_pdl)

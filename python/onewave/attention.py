@@ -116,6 +116,7 @@ class BatchAttention:
         use_profiler: bool = False,
         *,
         block_table: torch.Tensor | None = None,
+        actual_kv_len_arr: torch.Tensor | None = None,
     ) -> None:
         """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
 
@@ -126,6 +127,10 @@ class BatchAttention:
         block_table: int32 [batch_size or more rows, pages], a row of page ids for each request, of which its keys
             take as many as they need; in place of kv_indptr and kv_indices, which are None then. Handled like
             kv_indices; rows may have any stride.
+        actual_kv_len_arr: int32 [batch_size or more] on `device`: what the lengths are, read by every run, where
+            kv_len_arr has upper bounds only (asynchronous scheduling, speculation). It is used in place until the next
+            plan(); a value above its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for
+            the bounds.
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
@@ -148,7 +153,14 @@ class BatchAttention:
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
         self._check_capture(shape)
         batch = make_batch(
-            self._device, qo_indptr, kv_indptr, kv_indices, kv_len_arr, block_table, shape.page_size
+            self._device,
+            qo_indptr,
+            kv_indptr,
+            kv_indices,
+            kv_len_arr,
+            block_table,
+            actual_kv_len_arr,
+            shape.page_size,
         )
         self._check_captured_sizes(batch)
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape

@@ -18,7 +18,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 4;
+inline constexpr uint32_t kPlanVersion = 5;
 
 /// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -52,6 +52,8 @@ struct PlanHeader {
   int32_t num_first_items;  ///< wide items that are some CTA's first_item
   uint32_t
       num_draws;  ///< of the queue's counter in a launch: the other wide items, and an empty one by every CTA
+  uint64_t actual_kv_lens;  ///< address of [batch_size] int32 that each run reads, on the side of kv_indices;
+                            ///< 0: the lengths are those of the plan
   uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
                         ///< kernel
   int32_t batch_size;
@@ -80,17 +82,21 @@ struct CtaRecord {
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
 ///
+/// Where the header has actual_kv_lens, a request has that many keys, n, but kv_len at most: the range ends
+/// at n where that is less, and causal_shift is less by kv_len - n. Nothing may be left of it.
+///
 /// heads_per_step kv heads are done together (1, or as cpp/head_groups.h has it; 1 where the item is wide or
 /// has no keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie side by
 /// side, memory is then read in longer runs.
 struct WorkItem {
-  int32_t request;        ///< index in the batch; for readers, the kernel does not need it
+  int32_t request;        ///< index in the batch
   int32_t q_token_begin;  ///< row of q and out at which the request starts
   int32_t row_begin;      ///< first packed row of the tile
   int32_t num_rows;
   int32_t causal_shift;  ///< row r sees the keys < min(kv_end, causal_shift + r / group_size + 1)
   int32_t kv_begin;      ///< a multiple of kTileKv / heads_per_step
   int32_t kv_end;        ///< == kv_begin: nothing to see; the output is 0 and the lse -inf
+  int32_t kv_len;        ///< keys of the request, as planned
   int32_t page_begin;    ///< index in kv_indices of the request's first page
   int32_t kv_head_begin;
   int32_t kv_head_end;     ///< heads_per_step divides the range
@@ -123,8 +129,8 @@ struct SplitTile {
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
 inline constexpr uint32_t kCtasOffset = 112;
 
-static_assert(sizeof(PlanHeader) == 104 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 32);
+static_assert(sizeof(PlanHeader) == 112 && sizeof(CtaRecord) == 16);
+static_assert(sizeof(WorkItem) == 56 && sizeof(SplitTile) == 32);
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;
@@ -139,6 +145,23 @@ inline constexpr uint32_t kPlanAlignment = 16;
 ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
   return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
 }
+
+/// What a run makes of an item's keys.
+struct ItemKeys {
+  int32_t end;
+  int32_t causal_shift;
+  int32_t len;  ///< of the request
+
+  ONEWAVE_HOST_DEVICE ItemKeys(const PlanHeader& header, const WorkItem& item)
+      : end(item.kv_end), causal_shift(item.causal_shift), len(item.kv_len) {
+    const auto* lens = reinterpret_cast<const int32_t*>(header.actual_kv_lens);
+    if (lens == nullptr) return;
+    const int32_t actual = lens[item.request];
+    if (actual < len) len = actual > 0 ? actual : 0;
+    if (len < end) end = len > item.kv_begin ? len : item.kv_begin;
+    causal_shift += len - item.kv_len;
+  }
+};
 
 /// The records of the section at `offset` bytes.
 template <class Record>
