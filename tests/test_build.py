@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPO / "cmake"))
 from find_nvcc import NvccError, find_nvcc
 
-NUM_KERNELS = 8
+NUM_KERNELS = 10
 
 
 @pytest.fixture(scope="module")
