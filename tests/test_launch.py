@@ -3,8 +3,6 @@ run() ask of a driver. No GPU is needed, and none is touched where there is one.
 
 import ctypes
 import re
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -29,20 +27,6 @@ from fake_driver import (
 from onewave import _core
 
 Check = Callable[[Path], None]
-
-
-@pytest.fixture
-def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that start from now on count the calls of C++'s operator new."""
-    compiler, library = shutil.which("cc"), tmp_path / "count_news.so"
-    if compiler is None:
-        pytest.skip("no C compiler for the counting operator new")
-    source = (
-        "#include <stdlib.h>\nint num_news; void* _Znwm(size_t size) { return num_news++, malloc(size); }"
-    )
-    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", library]
-    subprocess.run(command, input=source, text=True, check=True)
-    monkeypatch.setenv("LD_PRELOAD", str(library))
 
 
 def expect_device_error(path: Path, machine: dict[str, int], message: str, device: int) -> None:

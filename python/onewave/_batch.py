@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from onewave._validate import check_tensor
+from onewave._validate import check_index_array
 
 CPU = torch.device("cpu")
 
@@ -79,9 +79,7 @@ def _check_index_arrays(device: torch.device, *tensors: torch.Tensor) -> None:
     """Raises for what is wrong, in words."""
     devices = (CPU,) if device == CPU else (CPU, device)
     for name, tensor in zip(("qo_indptr", "kv_indptr", "kv_indices", "kv_len_arr"), tensors, strict=True):
-        check_tensor(name, tensor, dtype=torch.int32, devices=devices, num_dims=1)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has stride {tensor.stride(0)}; it must be contiguous")
+        check_index_array(name, tensor, devices)
 
 
 def _last_element(tensor: torch.Tensor) -> int:

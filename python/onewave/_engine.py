@@ -8,6 +8,11 @@ from onewave import _core
 from onewave._batch import Batch
 
 
+def current_stream(device: torch.device) -> int:
+    """torch's. What Triton and Inductor call too: torch.cuda.current_stream() makes an object, 3 us of a plan."""
+    return int(torch._C._cuda_getCurrentRawStream(device.index))
+
+
 class Engine(Protocol):
     """Plans and runs for one shape."""
 
@@ -76,15 +81,11 @@ class DeviceEngine:
             # again before the stream is done with it.
             staged = torch.empty_like(kv_indices, pin_memory=True).copy_(kv_indices)
             kv_indices = staged.to(self._device, non_blocking=True)
-        self._attention.plan(causal, sm_scale, *batch.addresses(kv_indices), self._stream())
+        self._attention.plan(causal, sm_scale, *batch.addresses(kv_indices), current_stream(self._device))
         self._kv_indices = kv_indices
 
     def run(self, args: _core.RunArgs) -> None:
-        self._attention.run(args, self._stream())
+        self._attention.run(args, current_stream(self._device))
 
     def plan_bytes(self) -> bytes:
         return self._attention.plan_bytes()
-
-    def _stream(self) -> int:
-        """torch's current one. What Triton and Inductor call too: current_stream() makes an object, 3 us of a plan."""
-        return int(torch._C._cuda_getCurrentRawStream(self._device.index))
