@@ -74,9 +74,9 @@ class Append:
 
     def to(self, device: str) -> Append:
         return Append(
-            {name: tensor.to(device) for name, tensor in self.rows.items()},
+            {name: _moved(tensor, device) for name, tensor in self.rows.items()},
             self.cache.to(device),
-            {name: tensor.to(device) for name, tensor in self.tables.items()},
+            {name: _moved(tensor, device) for name, tensor in self.tables.items()},
         )
 
     def with_(self, **changes: torch.Tensor) -> Append:
@@ -112,6 +112,12 @@ class Append:
             assert not bool(is_wrong.any()), (
                 f"{self.cache.layout} part {part}: {int(is_wrong.sum())} elements, first at {is_wrong.nonzero()[0]}"
             )
+
+
+def _moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A copy with the same strides, which torch keeps only of tensors without gaps."""
+    memory = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return memory.copy_(tensor)
 
 
 def int32(values: Any) -> torch.Tensor:
