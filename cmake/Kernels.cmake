@@ -2,7 +2,6 @@
 # themselves the C++ constants of cpp/kernels.h.
 
 # Each row is cuda/attention.cu compiled once more.
-
 set(ONEWAVE_KERNELS
     # dtype  head_dim  loader
     "bf16    64        tma"

@@ -1,10 +1,13 @@
 #pragma once
 
-/// Merging the splits of a tile, by the last CTA that finishes one of them, in the order of the plan: the
-/// bits do not depend on who was last. No CTA ever waits for another.
+/// Merging the splits of a tile, by the last CTA that finishes one of them:
+///
+///   lse = log2(sum_s 2^lse_s)        out = sum_s 2^(lse_s - lse) out_s,   s in the order of the plan
+///
+/// so that the bits do not depend on who was last. No CTA ever waits for another.
 
-#include "merged_columns.cuh"
 #include "output.cuh"
+#include "softmax.cuh"
 
 namespace onewave {
 
@@ -17,35 +20,45 @@ __device__ __forceinline__ void merge_splits(const Output& output, const SplitTi
     const int step_row = i / (kHeadDim / 4);
     const int col = i % (kHeadDim / 4) * 4;
     int64_t partial_row = int64_t{tile.partial_row_begin} + step_row;
-    MergedColumns<4> merged;
+    float m = -INFINITY;
+    float total = 0.f;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 1
     for (int split = 0; split < tile.num_splits; split += kBatch) {
       float lse[kBatch];
-      float part[kBatch][4];
+      float4 part[kBatch];
+      const float previous = m;
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         lse[b] = -INFINITY;
-        float4 columns = make_float4(0.f, 0.f, 0.f, 0.f);
+        part[b] = make_float4(0.f, 0.f, 0.f, 0.f);
         if (split + b < tile.num_splits) {
           lse[b] = output.params.partial_lse[partial_row];
-          columns =
+          part[b] =
               *reinterpret_cast<const float4*>(output.params.partial_out + partial_row * kHeadDim + col);
         }
         partial_row += split_rows;
-        part[b][0] = columns.x;
-        part[b][1] = columns.y;
-        part[b][2] = columns.z;
-        part[b][3] = columns.w;
+        m = fmaxf(m, lse[b]);
       }
-      merged.add(lse, part);
+      const float factor = ptx::ex2(previous - finite_max(m));
+      total *= factor;
+      sum = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const float weight = ptx::ex2(lse[b] - finite_max(m));
+        total += weight;
+        sum.x = fmaf(weight, part[b].x, sum.x);
+        sum.y = fmaf(weight, part[b].y, sum.y);
+        sum.z = fmaf(weight, part[b].z, sum.z);
+        sum.w = fmaf(weight, part[b].w, sum.w);
+      }
     }
-    const float scale = merged.scale();
+    const float scale = total == 0.f ? 0.f : 1.f / total;
     const int head = step_row / num_rows;
     const int row = step_row - head * num_rows;
     output.store_final_4(head, row, col,
-                         make_float4(merged.sum[0] * scale, merged.sum[1] * scale, merged.sum[2] * scale,
-                                     merged.sum[3] * scale));
-    if (col == 0) output.store_final_lse(head, row, merged.lse());
+                         make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
+    if (col == 0) output.store_final_lse(head, row, row_lse(m, total, 1.f));
   }
 }
 

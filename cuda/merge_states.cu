@@ -1,12 +1,13 @@
-/// Merges partial results of attention (merged_columns.cuh). A row's chunks of 16 bytes are spread over the
-/// lanes of one warp, or of a power-of-two part of it: threadIdx.x is the lane, threadIdx.y the row of the
-/// CTA. Loads of several states are in flight together. Every lane reads all it needs before lane 0 stores
-/// the row's lse, and stores only the columns it has read, so that a row may be merged in place.
+/// Merges partial results of attention (MergeArgs) as the softmax goes over tiles: a state is a tile whose
+/// scores are one, its lse. A row's chunks of 16 bytes are spread over the lanes of one warp, or of a
+/// power-of-two part of it: threadIdx.x is the lane, threadIdx.y the row of the CTA. Loads of several states
+/// are in flight together. Every lane reads all it needs before lane 0 stores the row's lse, and stores only
+/// the columns it has read, so that a row may be merged in place.
 
 #include <onewave/row_kernels.h>
 
-#include "merged_columns.cuh"
 #include "row_threads.h"
+#include "softmax.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,7 +15,7 @@
 namespace onewave {
 namespace {
 
-/// States that are on their way together: with two, as where a prefix is shared, none waits for another.
+/// States that are on their way together: of two, as where a prefix is shared, neither waits for the other.
 constexpr int kBatch = 4;
 
 template <class Element>
@@ -71,12 +72,45 @@ __device__ __forceinline__ void unpack_chunk(const State& state, Columns<Element
   for (int i = 0; i < 4; ++i) unpack(counts ? words[i] : 0, Element(), columns + i * kWordCols);
 }
 
+/// A chunk of a row: the sums over all states, and of their weights.
 template <class Element>
-__device__ __forceinline__ MergedColumns<kChunkCols<Element>> merge_chunk(const MergeArgs& args,
-                                                                          int64_t token, int64_t head,
-                                                                          int chunk) {
+struct MergedChunk {
+  RowState weights;
+  Columns<Element> sums = {};
+
+  __device__ __forceinline__ void add(const State (&states)[kBatch]) {
+    float batch_max = -INFINITY;
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) batch_max = fmaxf(batch_max, states[b].s);
+    const float factor = weights.raise_max(batch_max, 1.f);
+#pragma unroll
+    for (float& sum : sums) sum *= factor;
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const float weight = weights.add(states[b].s, 1.f, finite_max(weights.m));
+      Columns<Element> columns;
+      unpack_chunk<Element>(states[b], columns);
+#pragma unroll
+      for (int col = 0; col < kChunkCols<Element>; ++col) sums[col] = fmaf(weight, columns[col], sums[col]);
+    }
+  }
+
+  __device__ __forceinline__ void store(Element* row, int chunk) {
+    constexpr int kWordCols = 4 / sizeof(Element);
+    const float scale = row_out_scale(weights.l, 1.f);
+#pragma unroll
+    for (float& sum : sums) sum *= scale;
+    reinterpret_cast<uint4*>(row)[chunk] =
+        make_uint4(pack<Element>(sums), pack<Element>(sums + kWordCols), pack<Element>(sums + 2 * kWordCols),
+                   pack<Element>(sums + 3 * kWordCols));
+  }
+};
+
+template <class Element>
+__device__ __forceinline__ MergedChunk<Element> merge_chunk(const MergeArgs& args, int64_t token,
+                                                            int64_t head, int chunk) {
   const int num_states = args.first.num_states + args.second.num_states;
-  MergedColumns<kChunkCols<Element>> merged;
+  MergedChunk<Element> merged;
 #pragma unroll 1
   for (int begin = 0; begin < num_states; begin += kBatch) {
     State states[kBatch];
@@ -88,29 +122,9 @@ __device__ __forceinline__ MergedColumns<kChunkCols<Element>> merge_chunk(const 
         states[b] = load_state<Element>(is_first ? args.first : args.second,
                                         is_first ? state : state - args.first.num_states, token, head, chunk);
     }
-    float lse[kBatch];
-    Columns<Element> part[kBatch];
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      lse[b] = states[b].s;
-      unpack_chunk<Element>(states[b], part[b]);
-    }
-    merged.add(lse, part);
+    merged.add(states);
   }
   return merged;
-}
-
-template <class Element>
-__device__ __forceinline__ void store_chunk(const MergedColumns<kChunkCols<Element>>& merged, Element* row,
-                                            int chunk) {
-  constexpr int kWordCols = 4 / sizeof(Element);
-  const float scale = merged.scale();
-  Columns<Element> columns;
-#pragma unroll
-  for (int col = 0; col < kChunkCols<Element>; ++col) columns[col] = merged.sum[col] * scale;
-  reinterpret_cast<uint4*>(row)[chunk] =
-      make_uint4(pack<Element>(columns), pack<Element>(columns + kWordCols),
-                 pack<Element>(columns + 2 * kWordCols), pack<Element>(columns + 3 * kWordCols));
 }
 
 template <class Element>
@@ -121,9 +135,9 @@ __device__ __forceinline__ void merge_row(const MergeArgs& args, int64_t token, 
   const int num_chunks = args.head_dim / kChunkCols<Element>;
 #pragma unroll 1
   for (int chunk = threadIdx.x; chunk < num_chunks; chunk += blockDim.x) {
-    const auto merged = merge_chunk<Element>(args, token, head, chunk);
-    store_chunk(merged, out, chunk);
-    lse = merged.lse();
+    MergedChunk<Element> merged = merge_chunk<Element>(args, token, head, chunk);
+    merged.store(out, chunk);
+    lse = row_lse(merged.weights.m, merged.weights.l, 1.f);
   }
   __syncwarp();
   if (threadIdx.x == 0) args.lse[token * args.lse_token_stride + head * args.lse_head_stride] = lse;

@@ -184,7 +184,7 @@ class DeviceInfo:
     def driver_version(self) -> int: ...
 
 class KernelInfo:
-    """A cubin inside the library."""
+    """A cubin of attention inside the library."""
 
     @property
     def dtype(self) -> DType: ...

@@ -5,14 +5,15 @@ With s_i the log-sum-exp of the scores over part i in base 2, and v_i the output
 
     s = log2(sum_i 2^s_i)        v = sum_i 2^(s_i - s) v_i
 
-(FlashInfer, "Recursive Attention"). BatchAttention.run() returns such (v, s) as (out, lse). A part without keys has an s
+(FlashInfer's documentation, "Attention States and Recursive Attention"). BatchAttention.run() returns such (v, s) as (out, lse). A part without keys has an s
 of -inf and counts for nothing, whatever its v; where there is no other, v is 0 and s is -inf.
 
 Rows of v start at multiples of 16 bytes and have a stride of 1; other strides may be any. Sums are float32.
 
 Cost of each: one launch on the current stream, which reads each v once and writes one; it never synchronises, and
-allocates only an `out` or `lse` that is None. Safe in a CUDA graph. The first call on a device loads the kernel. All
-raise ValueError or TypeError for arguments, onewave.DeviceError for a GPU that is not Hopper.
+allocates only an `out` or `lse` that is None. Safe in a CUDA graph. The first call on a device loads the kernel, also
+during a capture, of which that is no part. All raise ValueError or TypeError for arguments, onewave.DeviceError for a
+GPU that is not Hopper.
 """
 
 import math

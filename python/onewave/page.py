@@ -42,8 +42,8 @@ def append_paged_kv_cache(
 
     Cost: one launch on the current stream; it reads each row once and writes it once. It never synchronises nor
     allocates, and a CUDA graph bakes in addresses, strides and shapes alone: what is in the tensors is read by each
-    replay. The first call on a device loads the kernel. Raises ValueError or TypeError for arguments,
-    onewave.DeviceError for a GPU that is not Hopper.
+    replay. The first call on a device loads the kernel, also during a capture, of which that is no part. Raises
+    ValueError or TypeError for arguments, onewave.DeviceError for a GPU that is not Hopper.
     """
     check_kv_layout(kv_layout)
     device = check_first_rows("append_key", append_key, 3)
