@@ -1,12 +1,13 @@
-"""Merging results of attention over parts of the keys, as FlashInfer's module of this name does: of a prefix that requests
-share and of what follows it, or of keys that are split over GPUs.
+"""Merging results of attention over parts of the keys, as FlashInfer's module of this name does: of a prefix that
+requests share and of what follows it, or of keys that are split over GPUs.
 
 With s_i the log-sum-exp of the scores over part i in base 2, and v_i the output over it,
 
     s = log2(sum_i 2^s_i)        v = sum_i 2^(s_i - s) v_i
 
-(FlashInfer's documentation, "Attention States and Recursive Attention"). BatchAttention.run() returns such (v, s) as (out, lse). A part without keys has an s
-of -inf and counts for nothing, whatever its v; where there is no other, v is 0 and s is -inf.
+(FlashInfer's documentation, "Attention States and Recursive Attention"). BatchAttention.run() returns such (v, s) as
+(out, lse). A part without keys has an s of -inf and counts for nothing, whatever its v; where there is no other, v is 0
+and s is -inf.
 
 Rows of v start at multiples of 16 bytes and have a stride of 1; other strides may be any. Sums are float32.
 

@@ -37,7 +37,7 @@ def append_paged_kv_cache(
     kv_last_page_len: int32 [batch_size]. Checked, and not read: positions say it all.
 
     A row whose batch index, position or page id is out of range (of kv_indptr, of the request's pages, of the cache) is
-    skipped, so that a graph's padding rows take a batch index of -1. Of two rows for one place either stays. Rows
+    skipped, so that a graph's padding rows take a batch index of -1. Of two rows for one place any mix stays. Rows
     start at multiples of 16 bytes and have a stride of 1.
 
     Cost: one launch on the current stream; it reads each row once and writes it once. It never synchronises nor

@@ -85,8 +85,8 @@ static_assert(sizeof(AppendArgs) == 176 && sizeof(StateSet) == 72 && sizeof(Merg
 /// anything. DeviceError where the device cannot be used.
 
 /// A row whose batch index, position or page is not within batch_size, the request's pages, kv_indices and
-/// num_pages is skipped: a graph's padding is marked by a batch index of -1. Of two rows of one place either
-/// stays.
+/// num_pages is skipped: a graph's padding is marked by a batch index of -1. Of two rows for one place any
+/// mix stays.
 void append_paged_kv_cache(int32_t device, const AppendArgs& args, void* stream);
 
 void merge_states(int32_t device, const MergeArgs& args, void* stream);
