@@ -1,6 +1,7 @@
-# The table of kernels: each row is cuda/attention.cu compiled once more. The rows become cubins, the cubins
-# an assembly file that embeds them, and the table itself the C++ array that cpp/kernels.cpp looks them up in.
+# The tables of kernels. The rows become cubins, the cubins an assembly file that embeds them, and the tables
+# themselves the C++ constants of cpp/kernels.h.
 
+# Each row is cuda/attention.cu compiled once more.
 set(ONEWAVE_KERNELS
     # dtype  head_dim  loader
     "bf16    64        tma"
@@ -12,7 +13,13 @@ set(ONEWAVE_KERNELS
     "fp16    128       tma"
     "fp16    128       gather")
 
-# What the words of the table are in C++ (onewave/types.h, onewave/device.h) and in cuda/config.cuh.
+# Each row is a source of its own in cuda/, and the C++ constant of its cubin.
+set(ONEWAVE_ROW_KERNELS
+    # name         constant
+    "append        kAppendCubin"
+    "merge_states  kMergeStatesCubin")
+
+# What the words of the first table are in C++ (onewave/types.h, onewave/device.h) and in cuda/config.cuh.
 set(_cpp_bf16 DType::kBFloat16)
 set(_cpp_fp16 DType::kFloat16)
 set(_cpp_tma Loader::kTma)
@@ -29,13 +36,11 @@ file(
   GLOB_RECURSE _kernel_includes CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/cuda/*.h" "${PROJECT_SOURCE_DIR}/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cpp/include/*.h")
 
-# One cubin; rebuilt when one of these files changes, and only then.
-function(onewave_compile_kernel name cubin dtype head_dim loader)
-  set(source "${PROJECT_SOURCE_DIR}/cuda/attention.cu")
+# One cubin of a source in cuda/; rebuilt when one of these files changes, and only then.
+function(onewave_compile_kernel name cubin source_name defines)
+  set(source "${PROJECT_SOURCE_DIR}/cuda/${source_name}")
   set(script "${PROJECT_SOURCE_DIR}/cmake/CompileKernel.cmake")
   set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
-  set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}}" "ONEWAVE_HEAD_DIM=${head_dim}"
-              "ONEWAVE_LOADER=${_cuda_${loader}}")
   set(flags "")
   if(ONEWAVE_SANITIZER)
     list(APPEND defines ONEWAVE_SANITIZER)
@@ -51,6 +56,17 @@ function(onewave_compile_kernel name cubin dtype head_dim loader)
     VERBATIM)
 endfunction()
 
+# The assembly that embeds a cubin, and its declaration in C++, are appended to `asm` and `declarations`, its
+# file to `cubins`, of the caller; `initialiser` becomes that of its struct Cubin.
+macro(onewave_embed_kernel name cubin)
+  set(_symbol "onewave_cubin_${name}")
+  string(APPEND asm ".balign 64\n.hidden ${_symbol}, ${_symbol}_end\n.global ${_symbol}, ${_symbol}_end\n"
+         "${_symbol}:\n.incbin \"${cubin}\"\n${_symbol}_end:\n")
+  string(APPEND declarations "extern \"C\" const unsigned char ${_symbol}[], ${_symbol}_end[];\n")
+  set(initialiser "{\"${name}\", ${_symbol}, ${_symbol}_end}")
+  list(APPEND cubins "${cubin}")
+endmacro()
+
 # onewave_add_kernels(<out: sources>): the two generated sources. Defines the target onewave_kernels: the
 # cubins and their table of resources, kernel_resources.csv in the build folder.
 function(onewave_add_kernels out_sources)
@@ -59,6 +75,7 @@ function(onewave_add_kernels out_sources)
   set(asm ".section .rodata, \"a\"\n")
   set(declarations "")
   set(rows "")
+  set(constants "")
   set(cubins "")
 
   foreach(row IN LISTS ONEWAVE_KERNELS)
@@ -68,14 +85,20 @@ function(onewave_add_kernels out_sources)
     list(GET row 2 loader)
     set(name "${dtype}_d${head_dim}_${loader}")
     set(cubin "${dir}/${name}.cubin")
-    onewave_compile_kernel("${name}" "${cubin}" "${dtype}" "${head_dim}" "${loader}")
-
-    set(symbol "onewave_cubin_${name}")
-    string(APPEND asm ".balign 64\n.hidden ${symbol}, ${symbol}_end\n.global ${symbol}, ${symbol}_end\n"
-           "${symbol}:\n.incbin \"${cubin}\"\n${symbol}_end:\n")
-    string(APPEND declarations "extern \"C\" const unsigned char ${symbol}[], ${symbol}_end[];\n")
-    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${symbol}, ${symbol}_end},\n")
-    list(APPEND cubins "${cubin}")
+    onewave_compile_kernel(
+      "${name}" "${cubin}" attention.cu
+      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM=${head_dim};ONEWAVE_LOADER=${_cuda_${loader}}")
+    onewave_embed_kernel("${name}" "${cubin}")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${initialiser}},\n")
+  endforeach()
+  foreach(row IN LISTS ONEWAVE_ROW_KERNELS)
+    separate_arguments(row UNIX_COMMAND "${row}")
+    list(GET row 0 name)
+    list(GET row 1 constant)
+    set(cubin "${dir}/${name}.cubin")
+    onewave_compile_kernel("${name}" "${cubin}" "${name}.cu" "")
+    onewave_embed_kernel("${name}" "${cubin}")
+    string(APPEND constants "const Cubin ${constant} = ${initialiser};\n")
   endforeach()
   string(APPEND asm ".section .note.GNU-stack, \"\", @progbits\n")
 
@@ -89,7 +112,7 @@ namespace onewave {
 const EmbeddedKernel kEmbeddedKernels[] = {
 @rows@};
 const size_t kNumEmbeddedKernels = sizeof(kEmbeddedKernels) / sizeof(kEmbeddedKernels[0]);
-
+@constants@
 }  // namespace onewave
 ]] @ONLY)
   # .incbin is invisible to the compiler's dependency scan.

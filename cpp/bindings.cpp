@@ -26,16 +26,10 @@
 #include <utility>
 #include <vector>
 
-namespace nb = nanobind;
-using nb::literals::operator""_a;
+#include "bindings.h"
 
 namespace onewave {
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);  // NOLINT: the caller's integer is an address by contract
-}
 
 nb::bytes to_bytes(const PlanHeader* plan) { return nb::bytes(plan, plan->num_bytes); }
 
@@ -391,4 +385,5 @@ NB_MODULE(_core, m) {
   onewave::bind_planner(m);
   onewave::bind_executor(m);
   onewave::bind_device(m);
+  onewave::bind_row_kernels(m);
 }

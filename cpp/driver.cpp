@@ -113,4 +113,11 @@ DeviceInfo device_info(int32_t device) {
   return info;
 }
 
+CUdevice hopper_device(int32_t ordinal) {
+  device_info(ordinal);
+  CUdevice device = 0;
+  driver().device_get(&device, ordinal);
+  return device;
+}
+
 }  // namespace onewave

@@ -100,4 +100,7 @@ class Driver {
 /// none, it is too old, or it sees no device; a later call tries again.
 const Driver& driver();
 
+/// The driver's handle of a device that was found to be usable. Throws DeviceError as device_info() does.
+CUdevice hopper_device(int32_t ordinal);
+
 }  // namespace onewave

@@ -10,12 +10,9 @@
 
 #include "context.h"
 #include "driver.h"
-#include "params.h"
 
 namespace onewave {
 namespace {
-
-constexpr const char* kEntryName = "onewave_attention";
 
 /// A cubin that was handed to the driver, and the devices whose attributes were set.
 struct LoadedKernel {
@@ -30,19 +27,18 @@ std::string describe(DType dtype, int32_t head_dim, Loader loader) {
          (loader == Loader::kTma ? " tma" : " gather");
 }
 
-CUkernel load_cubin(const EmbeddedKernel& embedded) {
+CUkernel load_cubin(const Cubin& cubin, const KernelInterface& interface) {
   const Driver& cuda = driver();
   CUlibrary library = nullptr;
-  cuda.library_load_data(&library, embedded.begin, nullptr, nullptr, 0u, nullptr, nullptr, 0u);
+  cuda.library_load_data(&library, cubin.begin, nullptr, nullptr, 0u, nullptr, nullptr, 0u);
   CUkernel kernel = nullptr;
-  cuda.library_get_kernel(&kernel, library, kEntryName);
+  cuda.library_get_kernel(&kernel, library, interface.entry_name);
   size_t param_offset = 0;
   size_t param_bytes = 0;
   cuda.kernel_get_param_info(kernel, size_t{0}, &param_offset, &param_bytes);
-  if (param_bytes != sizeof(KernelParams)) {
-    throw DeviceError("the " + describe(embedded.dtype, embedded.head_dim, embedded.loader) +
-                      " kernel takes " + std::to_string(param_bytes) +
-                      " bytes of parameters, the library passes " + std::to_string(sizeof(KernelParams)) +
+  if (param_bytes != interface.param_bytes) {
+    throw DeviceError("the kernel " + std::string(cubin.name) + " takes " + std::to_string(param_bytes) +
+                      " bytes of parameters, the library passes " + std::to_string(interface.param_bytes) +
                       ": they were not built together");
   }
   return kernel;
@@ -74,7 +70,7 @@ std::vector<KernelInfo> list_kernels() {
     infos.push_back({.dtype = row.dtype,
                      .head_dim = row.head_dim,
                      .loader = row.loader,
-                     .num_bytes = static_cast<size_t>(row.end - row.begin)});
+                     .num_bytes = static_cast<size_t>(row.cubin.end - row.cubin.begin)});
   }
   return infos;
 }
@@ -89,19 +85,19 @@ const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader) 
                         "; this build has: " + known);
 }
 
-CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device) {
+CUfunction load_kernel(const Cubin& cubin, const KernelInterface& interface, CUdevice device) {
   // Never destroyed, and the libraries never unloaded: at exit the driver may be gone before statics are.
   static std::mutex& mutex = *new std::mutex;
-  static auto& loaded_kernels = *new std::map<const EmbeddedKernel*, LoadedKernel>;
+  static auto& loaded_kernels = *new std::map<const Cubin*, LoadedKernel>;
 
   const Driver& cuda = driver();
   const RelaxedCaptureScope relaxed;
   std::lock_guard lock(mutex);
-  LoadedKernel& loaded = loaded_kernels[&embedded];
-  if (loaded.kernel == nullptr) loaded.kernel = load_cubin(embedded);
+  LoadedKernel& loaded = loaded_kernels[&cubin];
+  if (loaded.kernel == nullptr) loaded.kernel = load_cubin(cubin, interface);
   if (!loaded.prepared_devices.contains(device)) {
-    cuda.kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kSharedBytes, loaded.kernel,
-                              device);
+    cuda.kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, interface.shared_bytes,
+                              loaded.kernel, device);
     loaded.prepared_devices.insert(device);
   }
   CUfunction function = nullptr;
@@ -109,6 +105,25 @@ CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device) {
   // Brings the code into the context now: lazily, that would happen at a launch, which may be captured.
   cuda.func_load(function);
   return function;
+}
+
+void launch_kernel(CUfunction kernel, const LaunchShape& shape, void* params, CUstream stream) {
+  void* kernel_params[] = {params};
+  CUlaunchConfig config{};
+  config.gridDimX = shape.num_ctas;
+  config.gridDimY = 1;
+  config.gridDimZ = 1;
+  config.blockDimX = shape.block_x;
+  config.blockDimY = shape.block_y;
+  config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(shape.shared_bytes);
+  config.hStream = stream;
+  CUlaunchAttribute overlaps{};
+  overlaps.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  overlaps.value.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlaps;
+  config.numAttrs = shape.enable_pdl ? 1 : 0;
+  driver().launch_kernel_ex(&config, kernel, kernel_params, nullptr);
 }
 
 }  // namespace onewave

@@ -10,27 +10,54 @@
 
 namespace onewave {
 
-/// One row of the kernel table: a cubin, in the library's read-only data.
-struct EmbeddedKernel {
-  DType dtype;
-  int32_t head_dim;
-  Loader loader;
+/// One row of the kernel tables: a cubin, in the library's read-only data.
+struct Cubin {
+  const char* name;
   const unsigned char* begin;
   const unsigned char* end;
 };
 
-// Defined by the source that the build generates from the kernel table.
+/// One row of the table of attention kernels.
+struct EmbeddedKernel {
+  DType dtype;
+  int32_t head_dim;
+  Loader loader;
+  Cubin cubin;
+};
+
+// Defined by the source that the build generates from the kernel tables.
 extern const EmbeddedKernel kEmbeddedKernels[];
 extern const size_t kNumEmbeddedKernels;
+extern const Cubin kAppendCubin;
+extern const Cubin kMergeStatesCubin;
+
+/// What a cubin must have inside, and how it is launched.
+struct KernelInterface {
+  const char* entry_name;
+  size_t param_bytes;    ///< of its one parameter
+  int32_t shared_bytes;  ///< dynamic shared memory of a CTA
+};
 
 const char* dtype_name(DType dtype);
 
-/// The row for these three. Throws InvalidArgument that lists the rows there are.
+/// The attention kernel for these three. Throws InvalidArgument that lists the rows there are.
 const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader);
 
-/// The kernel's function in the primary context of `device`, which must be current, ready to be launched with
-/// kSharedBytes. The cubin is loaded once per process, its attributes are set once per device. Any thread,
-/// also while streams of others are in a capture.
-CUfunction load_kernel(const EmbeddedKernel& embedded, CUdevice device);
+/// The kernel's function in the primary context of `device`, which must be current, ready to be launched. The
+/// cubin is loaded once per process, its attributes are set once per device. Any thread, also while streams
+/// are in a capture.
+CUfunction load_kernel(const Cubin& cubin, const KernelInterface& interface, CUdevice device);
+
+/// A one-dimensional grid of CTAs of block_x * block_y threads.
+struct LaunchShape {
+  uint32_t num_ctas;
+  uint32_t block_x;
+  uint32_t block_y = 1;
+  int32_t shared_bytes = 0;  ///< dynamic
+  bool enable_pdl = false;   ///< programmatic dependent launch: may begin before the kernel before it is done
+};
+
+/// One launch; `params`: what the kernel's one parameter is read from.
+void launch_kernel(CUfunction kernel, const LaunchShape& shape, void* params, CUstream stream);
 
 }  // namespace onewave

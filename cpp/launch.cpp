@@ -22,17 +22,12 @@ namespace {
 /// A plan, and the partials behind it, start at multiples of this.
 constexpr uintptr_t kWorkspaceAlignment = 128;
 
+constexpr KernelInterface kAttention = {
+    .entry_name = "onewave_attention", .param_bytes = sizeof(KernelParams), .shared_bytes = kSharedBytes};
+
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
   return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
          a.page_size == b.page_size && a.dtype == b.dtype;
-}
-
-/// The driver's handle of a device that was found to be usable.
-CUdevice hopper_device(int32_t ordinal) {
-  device_info(ordinal);
-  CUdevice device = 0;
-  driver().device_get(&device, ordinal);
-  return device;
 }
 
 bool is_capturing(CUstream stream) {
@@ -110,7 +105,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
     throw InvalidArgument("workspace must be device memory that starts at a multiple of 128 bytes");
   }
   ContextScope scope(context);
-  kernel = load_kernel(embedded, device);
+  kernel = load_kernel(embedded.cubin, kAttention, device);
   ring = std::make_unique<PlanRing>(layout.plan_bytes);
 }
 
@@ -200,22 +195,12 @@ void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
                         .plan = *impl.last_plan,
                         .is_capturing = is_capturing(cuda_stream)});
   KernelParams params = impl.make_params(args);
-  void* kernel_params[] = {&params};
-  CUlaunchConfig config{};
-  config.gridDimX = static_cast<unsigned>(impl.limits.num_ctas);
-  config.gridDimY = 1;
-  config.gridDimZ = 1;
-  config.blockDimX = kNumThreads;
-  config.blockDimY = 1;
-  config.blockDimZ = 1;
-  config.sharedMemBytes = kSharedBytes;
-  config.hStream = cuda_stream;
-  CUlaunchAttribute attribute{};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-  attribute.value.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = enable_pdl ? 1 : 0;
-  driver().launch_kernel_ex(&config, impl.kernel, kernel_params, nullptr);
+  launch_kernel(impl.kernel,
+                {.num_ctas = static_cast<uint32_t>(impl.limits.num_ctas),
+                 .block_x = kNumThreads,
+                 .shared_bytes = kSharedBytes,
+                 .enable_pdl = enable_pdl},
+                &params, cuda_stream);
 }
 
 const PlanHeader* DeviceAttention::last_plan() const { return impl_->last_plan; }

@@ -7,6 +7,7 @@
 
 #include "fail.h"
 #include "kernels.h"
+#include "row_threads.h"
 
 namespace onewave {
 namespace {
@@ -19,8 +20,12 @@ constexpr double kMaxGatherBytes = 16.0 * std::numeric_limits<uint32_t>::max();
 /// What a tensor map can hold: its strides are of 40 bits.
 constexpr int64_t kMaxCacheStrideBytes = int64_t{1} << 40;
 
-void check_address(const char* name, const void* address) {
+void check_not_null(const char* name, const void* address) {
   if (address == nullptr) fail(name, " is null; it must be device memory");
+}
+
+void check_address(const char* name, const void* address) {
+  check_not_null(name, address);
   if (reinterpret_cast<uintptr_t>(address) % kRowAlignment != 0) {
     fail(name, " must start at a multiple of 16 bytes");
   }
@@ -114,6 +119,49 @@ void check_scales(float sm_scale, float k_scale, float v_scale) {
   if (!std::isfinite(v_scale)) fail("v_scale is ", v_scale, "; it must be finite");
 }
 
+void check_size(const char* name, int64_t size, int64_t minimum) {
+  if (size < minimum) fail(name, " is ", size, "; it must be at least ", minimum);
+}
+
+/// Rows that are copied in chunks of 16 bytes.
+void check_head_dim(int32_t head_dim, DType dtype) {
+  check_size("head_dim", head_dim, 1);
+  if (head_dim * int64_t{dtype_bytes(dtype)} % kRowAlignment != 0) {
+    fail("head_dim is ", head_dim, " elements of ", dtype_name(dtype), "; it must be a multiple of 16 bytes");
+  }
+}
+
+void check_row_tensor(const char* name, const RowTensor& rows, int64_t num_tokens, int64_t num_heads,
+                      DType dtype) {
+  check_address(name, rows.data);
+  check_stride(name, "token", rows.token_stride, num_tokens, dtype);
+  check_stride(name, "head", rows.head_stride, num_heads, dtype);
+}
+
+/// The kernels count in 32 bits, up to the end of the last CTA. In double: the product may exceed an int64.
+void check_count(const char* what, double count) {
+  constexpr double kMaxCount = double{std::numeric_limits<uint32_t>::max()} - kRowThreads;
+  if (count > kMaxCount) fail(what, " are ", count, "; they must be at most ", kMaxCount);
+}
+
+void check_appended_cache(const char* name, const PagedTensor& cache, const AppendArgs& args) {
+  if (args.num_pages == 0) return;
+  check_address(name, cache.data);
+  check_stride(name, "page", cache.page_stride, args.num_pages, args.dtype);
+  check_stride(name, "token", cache.token_stride, args.page_size, args.dtype);
+  check_stride(name, "head", cache.head_stride, args.num_kv_heads, args.dtype);
+}
+
+void check_states(const StateSet& states, const MergeArgs& args) {
+  check_size("num_states", states.num_states, 0);
+  if (states.num_states == 0) return;
+  check_address("v", states.v);
+  check_stride("v", "token", states.v_token_stride, args.num_tokens, args.dtype);
+  check_stride("v", "state", states.v_state_stride, states.num_states, args.dtype);
+  check_stride("v", "head", states.v_head_stride, args.num_heads, args.dtype);
+  check_not_null("s", states.s);
+}
+
 }  // namespace
 
 void check_run_args(const RunArgs& args, const RunSituation& situation) {
@@ -129,6 +177,39 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
   if (args.num_pages == 0) return;
   check_cache("k", args.k, args.num_pages, situation);
   check_cache("v", args.v, args.num_pages, situation);
+}
+
+void check_append_args(const AppendArgs& args) {
+  check_head_dim(args.head_dim, args.dtype);
+  check_size("num_kv_heads", args.num_kv_heads, 1);
+  check_size("page_size", args.page_size, 1);
+  check_size("num_rows", args.num_rows, 0);
+  check_size("batch_size", args.batch_size, 0);
+  check_size("num_pages", args.num_pages, 0);
+  check_size("num_kv_indices", args.num_kv_indices, 0);
+  if (args.num_rows == 0) return;
+  check_count("16-byte chunks of append_key", 1.0 * dtype_bytes(args.dtype) * args.head_dim / kChunkBytes *
+                                                  args.num_kv_heads * args.num_rows);
+  check_row_tensor("append_key", args.append_key, args.num_rows, args.num_kv_heads, args.dtype);
+  check_row_tensor("append_value", args.append_value, args.num_rows, args.num_kv_heads, args.dtype);
+  check_not_null("batch_indices", args.batch_indices);
+  check_not_null("positions", args.positions);
+  check_not_null("kv_indptr", args.kv_indptr);
+  if (args.num_kv_indices > 0) check_not_null("kv_indices", args.kv_indices);
+  check_appended_cache("k", args.k, args);
+  check_appended_cache("v", args.v, args);
+}
+
+void check_merge_args(const MergeArgs& args) {
+  check_head_dim(args.head_dim, args.dtype);
+  check_size("num_heads", args.num_heads, 1);
+  check_size("num_tokens", args.num_tokens, 0);
+  if (args.num_tokens == 0) return;
+  check_count("rows of v", 1.0 * args.num_tokens * args.num_heads);
+  check_states(args.first, args);
+  check_states(args.second, args);
+  check_row_tensor("out", args.out, args.num_tokens, args.num_heads, args.dtype);
+  check_not_null("lse", args.lse);
 }
 
 }  // namespace onewave

@@ -4,6 +4,7 @@
 
 #include <onewave/device.h>
 #include <onewave/plan_format.h>
+#include <onewave/row_kernels.h>
 
 #include <cstdint>
 
@@ -20,5 +21,7 @@ struct RunSituation {
 
 /// Throws InvalidArgument. Allocates nothing where the arguments are good.
 void check_run_args(const RunArgs& args, const RunSituation& situation);
+void check_append_args(const AppendArgs& args);
+void check_merge_args(const MergeArgs& args);
 
 }  // namespace onewave

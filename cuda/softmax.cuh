@@ -3,7 +3,10 @@
 /// Online softmax in base 2: with c = sm_scale * log2(e), a score s weighs 2^(c s - c m), m the largest score
 /// so far.
 
+#include "params.h"
 #include "ptx/mma.cuh"
+
+#include <onewave/plan_format.h>
 
 namespace onewave {
 

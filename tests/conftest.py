@@ -64,6 +64,18 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that start from now on count the calls of C++'s operator new."""
+    compiler, library = needed_program("cc"), tmp_path / "count_news.so"
+    source = (
+        "#include <stdlib.h>\nint num_news; void* _Znwm(size_t size) { return num_news++, malloc(size); }"
+    )
+    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+
+
+@pytest.fixture
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
     """A fresh process: a driver is opened once in each."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -17,7 +17,9 @@ enum { ATTRIBUTE_NUM_SMS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
 int driver_version = 13000;
 int num_devices = 1;
 int capability = 90;
-int kernel_param_bytes = 832;
+int kernel_param_bytes = 832; /* of attention */
+int append_param_bytes = 176;
+int merge_param_bytes = 216;
 int is_capturing = 0;
 int is_gone = 0; /* it answers as at the end of a process */
 int record_result = SUCCESS;
@@ -99,13 +101,25 @@ int cuLibraryLoadData(void** library, const void* code, void* a, void* b, unsign
   unsafe_call();
   return (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, *library = (void*)code, SUCCESS;
 }
-int cuLibraryGetKernel(void** kernel, void* library, const char* name) {
-  return *kernel = library, strcmp(name, "onewave_attention") == 0 ? SUCCESS : INVALID_VALUE;
+
+/* A CUkernel, and its CUfunction. */
+static struct kernel {
+  const char* name;
+  int* param_bytes;
+} kernels[] = {{"onewave_attention", &kernel_param_bytes},
+               {"onewave_append", &append_param_bytes},
+               {"onewave_merge_states", &merge_param_bytes}};
+
+int cuLibraryGetKernel(struct kernel** kernel, void* library, const char* name) {
+  (void)library;
+  for (unsigned i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++)
+    if (strcmp(name, kernels[i].name) == 0) return *kernel = &kernels[i], SUCCESS;
+  return INVALID_VALUE;
 }
 int cuKernelGetFunction(void** function, void* kernel) { return unsafe_call(), *function = kernel, SUCCESS; }
 int cuFuncLoad(void* function) { return (void)function, unsafe_call(), num_loads++, SUCCESS; }
-int cuKernelGetParamInfo(void* kernel, size_t idx, size_t* offset, size_t* size) {
-  return (void)kernel, (void)idx, *offset = 0, *size = kernel_param_bytes, SUCCESS;
+int cuKernelGetParamInfo(struct kernel* kernel, size_t idx, size_t* offset, size_t* size) {
+  return (void)idx, *offset = 0, *size = *kernel->param_bytes, SUCCESS;
 }
 int cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
   return (void)attribute, (void)value, (void)kernel, (void)device, SUCCESS;
@@ -155,10 +169,10 @@ int cuTensorMapEncodeTiled(void* map, int data_type, unsigned rank, void* addres
   num_maps++;
   return SUCCESS;
 }
-int cuLaunchKernelEx(const unsigned* config, void* function, void** params, void** extra) {
-  (void)function, (void)extra;
+int cuLaunchKernelEx(const unsigned* config, struct kernel* function, void** params, void** extra) {
+  (void)extra;
   memcpy(launch_config, config, sizeof(launch_config));
-  memcpy(launch_params, params[0], sizeof(launch_params));
+  memcpy(launch_params, params[0], *function->param_bytes);
   launch_overlaps = 0;
   const struct launch_attributes* rest = (const void*)((const char*)config + LAUNCH_ATTRIBUTES);
   for (unsigned i = 0; i < rest->count; i++)

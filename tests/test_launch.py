@@ -4,7 +4,6 @@ run() ask of a driver. No GPU is needed, and none is touched where there is one.
 import ctypes
 import math
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -26,22 +25,9 @@ from fake_driver import (
     MapRequest,
     Step,
 )
-from needs import needed_program
 from onewave import _core
 
 Check = Callable[[Path], None]
-
-
-@pytest.fixture
-def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that start from now on count the calls of C++'s operator new."""
-    compiler, library = needed_program("cc"), tmp_path / "count_news.so"
-    source = (
-        "#include <stdlib.h>\nint num_news; void* _Znwm(size_t size) { return num_news++, malloc(size); }"
-    )
-    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", library]
-    subprocess.run(command, input=source, text=True, check=True)
-    monkeypatch.setenv("LD_PRELOAD", str(library))
 
 
 def expect_device_error(path: Path, machine: dict[str, int], message: str, device: int) -> None:

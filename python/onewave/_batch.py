@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from onewave._validate import check_tensor, describe
+from onewave._validate import check_index_array, check_tensor, describe
 
 CPU = torch.device("cpu")
 
@@ -70,9 +70,7 @@ def make_batch(
 
 
 def _check_actual_lens(device: torch.device, tensor: torch.Tensor, batch_size: int) -> None:
-    check_tensor("actual_kv_len_arr", tensor, dtype=torch.int32, devices=(device,), num_dims=1)
-    if not tensor.is_contiguous():
-        raise ValueError(f"actual_kv_len_arr has stride {tensor.stride(0)}; it must be contiguous")
+    check_index_array("actual_kv_len_arr", tensor, (device,))
     if tensor.numel() < batch_size:
         raise ValueError(
             f"actual_kv_len_arr has {tensor.numel()} elements; it must have the {batch_size} of kv_len_arr or more"
@@ -166,9 +164,7 @@ def _check_index_arrays(
 ) -> None:
     """Raises for what is wrong, in words."""
     for name, tensor in zip(names, tensors, strict=True):
-        check_tensor(name, tensor, dtype=torch.int32, devices=_devices_of_indices(device), num_dims=1)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has stride {tensor.stride(0)}; it must be contiguous")
+        check_index_array(name, tensor, _devices_of_indices(device))
 
 
 def _last_element(tensor: torch.Tensor) -> int:

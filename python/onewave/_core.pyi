@@ -202,7 +202,7 @@ class DeviceInfo:
     def driver_version(self) -> int: ...
 
 class KernelInfo:
-    """A cubin inside the library."""
+    """A cubin of attention inside the library."""
 
     @property
     def dtype(self) -> DType: ...
@@ -253,3 +253,68 @@ class DeviceAttention:
 
     def plan_bytes(self) -> bytes:
         """A copy of the last plan, for inspection."""
+
+class RowTensor:
+    """Rows [token, head]; strides in elements."""
+
+    def __init__(self, data: int, token_stride: int, head_stride: int) -> None: ...
+
+class PagedTensor:
+    """Rows [page, token, head]; strides in elements."""
+
+    def __init__(self, data: int, page_stride: int, token_stride: int, head_stride: int) -> None: ...
+
+class StateSet:
+    """v [token, state, head, column] and s [token, state, head]; strides in elements."""
+
+    def __init__(
+        self,
+        v: int,
+        v_token_stride: int,
+        v_state_stride: int,
+        v_head_stride: int,
+        s: int,
+        s_token_stride: int,
+        s_state_stride: int,
+        s_head_stride: int,
+        num_states: int,
+    ) -> None: ...
+
+def append_paged_kv_cache(
+    device: int,
+    dtype: DType,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    append_key: RowTensor,
+    append_value: RowTensor,
+    batch_indices: int,
+    positions: int,
+    num_rows: int,
+    batch_size: int,
+    k: PagedTensor,
+    v: PagedTensor,
+    num_pages: int,
+    num_kv_indices: int,
+    kv_indices: int,
+    kv_indptr: int,
+    stream: int,
+) -> None:
+    """One launch on `stream`; the first on a device loads the kernel."""
+
+def merge_states(
+    device: int,
+    dtype: DType,
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    first: StateSet,
+    second: StateSet,
+    out: RowTensor,
+    lse: int,
+    lse_token_stride: int,
+    lse_head_stride: int,
+    mask: int,
+    stream: int,
+) -> None:
+    """One launch on `stream`; the first on a device loads the kernel."""

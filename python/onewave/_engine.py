@@ -8,6 +8,11 @@ from onewave import _core
 from onewave._batch import Batch
 
 
+def current_stream(device: torch.device) -> int:
+    """torch's. What Triton and Inductor call too: torch.cuda.current_stream() makes an object, 3 us of a plan."""
+    return int(torch._C._cuda_getCurrentRawStream(device.index))
+
+
 class Engine(Protocol):
     """Plans and runs for one shape."""
 
@@ -86,17 +91,13 @@ class DeviceEngine:
             causal,
             sm_scale,
             *batch.addresses(kv_indices),
-            self._stream(),
+            current_stream(self._device),
             **batch.options(kv_indices),
         )
         self._held = (kv_indices, batch.actual_kv_len_arr)
 
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
-        self._attention.run(args, self._stream(), enable_pdl)
+        self._attention.run(args, current_stream(self._device), enable_pdl)
 
     def plan_bytes(self) -> bytes:
         return self._attention.plan_bytes()
-
-    def _stream(self) -> int:
-        """torch's current one. What Triton and Inductor call too: current_stream() makes an object, 3 us of a plan."""
-        return int(torch._C._cuda_getCurrentRawStream(self._device.index))

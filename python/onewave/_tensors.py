@@ -1,13 +1,15 @@
 """The tensors of a run: checked against the plan, and as the addresses and strides that the extension takes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from onewave import _core
 from onewave._validate import (
     MAX_INT32,
+    ROW_ALIGNMENT,
+    check_device,
     check_int,
     check_positive_float,
     check_rows_aligned,
@@ -62,6 +64,27 @@ def make_shape(
     return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
 
 
+def check_first_rows(name: str, value: Any, num_dims: int) -> torch.device:
+    """Rows whose dtype, head_dim (the last size) and device, which is returned, are what other tensors must have."""
+    device = check_device(name, value)
+    check_dtype(f"the dtype of {name}", value.dtype)
+    check_tensor(name, value, dtype=value.dtype, devices=(device,), num_dims=num_dims)
+    row_bytes = value.shape[-1] * value.element_size()
+    if row_bytes == 0 or row_bytes % ROW_ALIGNMENT != 0:
+        raise ValueError(
+            f"{name} has rows of {row_bytes} bytes, its last dimension; it must have a multiple of {ROW_ALIGNMENT}"
+        )
+    check_rows_aligned(name, value)
+    return device
+
+
+def check_rows(name: str, value: Any, like: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """Rows of this shape, and of the dtype and device of `like`."""
+    check_tensor(name, value, dtype=like.dtype, devices=(like.device,), num_dims=len(shape))
+    check_shape(name, value, shape, meaning)
+    check_rows_aligned(name, value)
+
+
 class PagedRows(NamedTuple):
     """K or V, in the order of RunArgs; strides in elements."""
 
@@ -113,18 +136,20 @@ class TensorChecker:
             raise ValueError(f"lse has strides {tensor.stride()}; it must be contiguous")
         return tensor
 
-    def check_kv_cache(self, kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> KvCache:
+    def check_kv_cache(
+        self, kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor], name: str = "kv_cache"
+    ) -> KvCache:
         """One tensor [num_pages, 2, page], or (k, v) of [num_pages, page] each; a page is [page_size, num_kv_heads,
         head_dim] in the NHD layout and [num_kv_heads, page_size, head_dim] in HND."""
         if isinstance(kv_cache, (tuple, list)):
             if len(kv_cache) != 2:
-                raise ValueError(f"kv_cache has {len(kv_cache)} tensors; it must be one or a (k, v) pair")
-            return self._check_pair(kv_cache[0], kv_cache[1])
+                raise ValueError(f"{name} has {len(kv_cache)} tensors; it must be one or a (k, v) pair")
+            return self._check_pair(name, kv_cache[0], kv_cache[1])
         if not isinstance(kv_cache, torch.Tensor):
             raise TypeError(
-                f"kv_cache is a {type(kv_cache).__name__}; it must be a torch.Tensor or a (k, v) pair"
+                f"{name} is a {type(kv_cache).__name__}; it must be a torch.Tensor or a (k, v) pair"
             )
-        self._check_cache_tensor("kv_cache", kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
+        self._check_cache_tensor(name, kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
         page_stride, v_offset, *row_strides = kv_cache.stride()
         strides = (page_stride, *row_strides)
         return KvCache(
@@ -152,12 +177,12 @@ class TensorChecker:
         if tensor.shape[0] < num_rows:
             raise ValueError(f"{name} has {tensor.shape[0]} rows; it must have the plan's {num_rows} or more")
 
-    def _check_pair(self, k: torch.Tensor, v: torch.Tensor) -> KvCache:
-        for name, tensor in (("kv_cache[0]", k), ("kv_cache[1]", v)):
-            self._check_cache_tensor(name, tensor, 4, (None, *self._page), "num_pages")
+    def _check_pair(self, name: str, k: torch.Tensor, v: torch.Tensor) -> KvCache:
+        for i, tensor in enumerate((k, v)):
+            self._check_cache_tensor(f"{name}[{i}]", tensor, 4, (None, *self._page), "num_pages")
         if k.shape[0] != v.shape[0]:
             raise ValueError(
-                f"kv_cache has {k.shape[0]} pages of k and {v.shape[0]} of v; it must have as many"
+                f"{name} has {k.shape[0]} pages of k and {v.shape[0]} of v; it must have as many"
             )
         return KvCache(self._paged_rows(k, k.stride(), 0), self._paged_rows(v, v.stride(), 0), k.shape[0])
 

@@ -55,6 +55,15 @@ def check_unsupported(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
         )
 
 
+def check_device(name: str, value: Any) -> torch.device:
+    """That of a tensor on a GPU or the CPU, whose other arguments must be there too."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor")
+    if value.device.type not in ("cuda", "cpu"):
+        raise ValueError(f"{name} is on device {value.device}; it must be on a GPU or the CPU")
+    return value.device
+
+
 def check_tensor(
     name: str, value: Any, *, dtype: torch.dtype, devices: tuple[torch.device, ...], num_dims: int
 ) -> torch.Tensor:
@@ -69,6 +78,19 @@ def check_tensor(
     if value.dim() != num_dims:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {num_dims} dimensions")
     return value
+
+
+def check_index_array(name: str, value: Any, devices: tuple[torch.device, ...]) -> torch.Tensor:
+    """int32, of one dimension and contiguous, on one of these devices."""
+    tensor = check_tensor(name, value, dtype=torch.int32, devices=devices, num_dims=1)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has stride {tensor.stride(0)}; it must be contiguous")
+    return tensor
+
+
+def check_kv_layout(kv_layout: Any) -> None:
+    if kv_layout not in ("NHD", "HND"):
+        raise ValueError(f"kv_layout is {kv_layout!r}; it must be 'NHD' or 'HND'")
 
 
 def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...], meaning: str) -> None:

@@ -12,7 +12,7 @@ from onewave._batch import Batch, make_batch
 from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._tensors import Shape, ShapeArguments, TensorChecker, make_shape
-from onewave._validate import check_bool, check_positive_float, check_unsupported
+from onewave._validate import check_bool, check_kv_layout, check_positive_float, check_unsupported
 from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
@@ -80,8 +80,7 @@ class BatchAttention:
 
         Raises onewave.DeviceError for a missing or too old driver and for a GPU that is not Hopper.
         """
-        if kv_layout not in ("NHD", "HND"):
-            raise ValueError(f"kv_layout is {kv_layout!r}; it must be 'NHD' or 'HND'")
+        check_kv_layout(kv_layout)
         self._kv_layout = kv_layout
         self._device = resolve_device(device)
         self._limits = make_limits(

@@ -28,7 +28,7 @@ struct KernelInfo {
   size_t num_bytes;  ///< of the cubin
 };
 
-/// The cubins inside the library.
+/// The cubins of attention inside the library.
 std::vector<KernelInfo> list_kernels();
 
 /// Plans and launches on one device; a stream is a CUstream. One thread at a time, and not always the same

@@ -18,15 +18,18 @@ struct RunArgs {
   void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
   int64_t out_token_stride;
   int64_t out_head_stride;
-  float* lse;          ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
-  float sm_scale = 0;  ///< of all scores, in place of the plan's: finite and > 0; 0: the plan's
-  float k_scale = 1;   ///< of all scores: finite and > 0, since maxima are taken before it is applied
-  float v_scale = 1;   ///< of the output: finite
-  const float* sm_scale_ptr = nullptr;  ///< multiplies sm_scale or the plan's where not null
-  const float* k_scale_ptr =
-      nullptr;  ///< multiplies k_scale where not null; an address of the same side as the
-                ///< tensors. The value, which nothing checks, must be finite and > 0 too
-  const float* v_scale_ptr = nullptr;  ///< likewise of v_scale; finite
+  float* lse;  ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
+  /// Of all scores, in place of the plan's: finite and > 0; 0: the plan's.
+  float sm_scale = 0;
+  /// Of all scores: finite and > 0, since maxima are taken before it is applied.
+  float k_scale = 1;
+  /// Of the output: finite.
+  float v_scale = 1;
+  /// Each multiplies its scale, sm_scale's that of the plan too, where not null: an address of the same side
+  /// as the tensors. The values, which nothing checks, must be as those of the scales.
+  const float* sm_scale_ptr = nullptr;
+  const float* k_scale_ptr = nullptr;
+  const float* v_scale_ptr = nullptr;
 };
 
 /// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit
