@@ -55,7 +55,7 @@ class Execution {
 
   void run_item(int32_t index, TileScratch& scratch) {
     WorkItem item = items_[index];
-    const ItemKeys keys(header_, item);
+    const ItemKeys keys(item, reinterpret_cast<const int32_t*>(header_.actual_kv_lens));
     item.kv_end = keys.end;
     item.causal_shift = keys.causal_shift;
     // A plan from which a merge record was taken has no place for the partials of its items.

@@ -63,9 +63,10 @@ class NarrowConsumer {
       }
       rings_.q.release(at_.q);
     }
-    const int all_visible = PackedRows(work_, item).visible_end(0);
+    const ItemKeys keys(item, work_.actual_kv_lens);
+    const int all_visible = PackedRows(work_, item, keys).visible_end(0);
     const int kv_begin = item.kv_begin;
-    const int kv_end = ItemKeys(*work_.header, item).end;
+    const int kv_end = keys.end;
     const int tile_keys = kTileKv >> step_heads_shift_;
     for (int tile_begin = last_tile_begin(kv_begin, kv_end, step_heads_shift_); tile_begin >= kv_begin;
          tile_begin -= tile_keys) {
@@ -74,7 +75,7 @@ class NarrowConsumer {
       rings_.k.wait_full(at_.k);
       multiply_keys(scores, q);
       rings_.k.release(at_.k);
-      if (tile_begin + tile_keys > all_visible) mask(scores, PackedRows(work_, item), first_key);
+      if (tile_begin + tile_keys > all_visible) mask(scores, PackedRows(work_, item, keys), first_key);
       uint32_t weights[kBlocks][2];
       softmax(scores, rows, out, weights);
       rings_.v.wait_full(at_.v);

@@ -14,6 +14,7 @@ inline constexpr int kGroupUnit = 1 << 16;
 struct Work {
   const PlanHeader* header;
   const WorkItem* items;
+  const int32_t* actual_kv_lens;  ///< null: the lengths are the plan's
   CtaRecord cta;
   int group_size;
   int group_inverse;  ///< kGroupUnit / group_size, rounded up
@@ -21,6 +22,7 @@ struct Work {
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
+        actual_kv_lens(reinterpret_cast<const int32_t*>(header->actual_kv_lens)),
         cta(plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x]),
         group_size(header->group_size),
         group_inverse((kGroupUnit + header->group_size - 1) / header->group_size) {}
@@ -109,9 +111,12 @@ class PackedRows {
  public:
   PackedRows() = default;
 
+  /// With the keys as planned: what rows see of a narrow item may be less (ItemKeys).
   __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
+      : PackedRows(work, item, ItemKeys(item)) {}
+
+  __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item, const ItemKeys& keys)
       : group_size_(work.group_size), group_inverse_(work.group_inverse) {
-    const ItemKeys keys(*work.header, item);
     const int first_token = item.row_begin / group_size_;
     first_head_ = item.row_begin - first_token * group_size_;
     q_token_begin_ = item.q_token_begin + first_token;

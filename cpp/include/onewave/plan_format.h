@@ -146,17 +146,19 @@ ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
   return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
 }
 
-/// What a run makes of an item's keys.
+/// An item's keys: as planned, or as a run has them that reads the requests' lengths.
 struct ItemKeys {
   int32_t end;
   int32_t causal_shift;
   int32_t len;  ///< of the request
 
-  ONEWAVE_HOST_DEVICE ItemKeys(const PlanHeader& header, const WorkItem& item)
-      : end(item.kv_end), causal_shift(item.causal_shift), len(item.kv_len) {
-    const auto* lens = reinterpret_cast<const int32_t*>(header.actual_kv_lens);
-    if (lens == nullptr) return;
-    const int32_t actual = lens[item.request];
+  ONEWAVE_HOST_DEVICE explicit ItemKeys(const WorkItem& item)
+      : end(item.kv_end), causal_shift(item.causal_shift), len(item.kv_len) {}
+
+  /// `actual_kv_lens`: the header's, or null.
+  ONEWAVE_HOST_DEVICE ItemKeys(const WorkItem& item, const int32_t* actual_kv_lens) : ItemKeys(item) {
+    if (actual_kv_lens == nullptr) return;
+    const int32_t actual = actual_kv_lens[item.request];
     if (actual < len) len = actual > 0 ? actual : 0;
     if (len < end) end = len > item.kv_begin ? len : item.kv_begin;
     causal_shift += len - item.kv_len;
