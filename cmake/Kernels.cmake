@@ -22,6 +22,9 @@ set(_cuda_fp16 __half)
 set(_cuda_tma 0)
 set(_cuda_gather 1)
 
+# A cheaper one builds a library whose launcher can be tested, but not run.
+set(ONEWAVE_KERNEL_SOURCE "${PROJECT_SOURCE_DIR}/cuda/attention.cu" CACHE FILEPATH "What each row of the table compiles")
+
 # All that a kernel can include of ours. A list and not a DEPFILE: CMake keeps those in CMakeFiles, which
 # scikit-build-core clears in each new isolated environment, so that every `pip install` would compile all
 # kernels anew.
@@ -31,7 +34,6 @@ file(
 
 # One cubin; rebuilt when one of these files changes, and only then.
 function(onewave_compile_kernel name cubin dtype head_dim loader)
-  set(source "${PROJECT_SOURCE_DIR}/cuda/attention.cu")
   set(script "${PROJECT_SOURCE_DIR}/cmake/CompileKernel.cmake")
   set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
   set(defines "ONEWAVE_DTYPE=${_cuda_${dtype}}" "ONEWAVE_HEAD_DIM=${head_dim}"
@@ -44,9 +46,9 @@ function(onewave_compile_kernel name cubin dtype head_dim loader)
   add_custom_command(
     OUTPUT "${cubin}"
     BYPRODUCTS "${cubin}.txt" "${cubin}.csv"
-    COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${source}"
+    COMMAND "${CMAKE_COMMAND}" "-DNVCC=${Nvcc_EXECUTABLE}" "-DNAME=${name}" "-DSOURCE=${ONEWAVE_KERNEL_SOURCE}"
             "-DCUBIN=${cubin}" "-DINCLUDES=${includes}" "-DDEFINES=${defines}" "-DFLAGS=${flags}" -P "${script}"
-    DEPENDS "${source}" "${script}" "${Nvcc_EXECUTABLE}" ${_kernel_includes}
+    DEPENDS "${ONEWAVE_KERNEL_SOURCE}" "${script}" "${Nvcc_EXECUTABLE}" ${_kernel_includes}
     COMMENT "Compiling kernel ${name}"
     VERBATIM)
 endfunction()
