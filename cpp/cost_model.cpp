@@ -31,13 +31,13 @@ const KernelRates& find_kernel(const AttentionShape& shape, const Calibration& c
 
 /// Far beyond any GPU's, and all that is made of them stays finite in float32.
 bool is_rate(float value) { return value >= 1e-6f && value <= 1e6f; }
-bool is_rate_or_none(float value) { return value == 0 || is_rate(value); }
+bool is_rate_or_less(float value) { return value >= 0 && value <= 1e6f; }
 
 void check_rates(const Calibration& calibration, const KernelRates& kernel) {
-  bool are_right = is_rate_or_none(calibration.launch_us) && is_rate_or_none(calibration.split_us) &&
+  bool are_right = is_rate_or_less(calibration.launch_us) && is_rate_or_less(calibration.split_us) &&
                    is_rate(calibration.partial_gb_per_s) && is_rate(kernel.wide_step_us) &&
-                   is_rate(kernel.wide_unit_us) && is_rate_or_none(kernel.wide_slowdown) &&
-                   is_rate_or_none(kernel.wide_unit_slowdown) && is_rate(kernel.narrow_unit_us) &&
+                   is_rate(kernel.wide_unit_us) && is_rate_or_less(kernel.wide_slowdown) &&
+                   is_rate_or_less(kernel.wide_unit_slowdown) && is_rate(kernel.narrow_unit_us) &&
                    !calibration.memory.empty();
   for (const float rate : kernel.narrow_gb_per_s) are_right = are_right && is_rate(rate);
   int32_t num_ctas = 0;
