@@ -29,6 +29,9 @@ set(_cuda_fp16 __half)
 set(_cuda_tma 0)
 set(_cuda_gather 1)
 
+# A cheaper one builds a library whose launcher can be tested, but not run.
+set(ONEWAVE_KERNEL_SOURCE "${PROJECT_SOURCE_DIR}/cuda/attention.cu" CACHE FILEPATH "What each row of the first table compiles")
+
 # All that a kernel can include of ours. A list and not a DEPFILE: CMake keeps those in CMakeFiles, which
 # scikit-build-core clears in each new isolated environment, so that every `pip install` would compile all
 # kernels anew.
@@ -36,9 +39,8 @@ file(
   GLOB_RECURSE _kernel_includes CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/cuda/*.h" "${PROJECT_SOURCE_DIR}/cuda/*.cuh" "${PROJECT_SOURCE_DIR}/cpp/include/*.h")
 
-# One cubin of a source in cuda/; rebuilt when one of these files changes, and only then.
-function(onewave_compile_kernel name cubin source_name defines)
-  set(source "${PROJECT_SOURCE_DIR}/cuda/${source_name}")
+# One cubin; rebuilt when one of these files changes, and only then.
+function(onewave_compile_kernel name cubin source defines)
   set(script "${PROJECT_SOURCE_DIR}/cmake/CompileKernel.cmake")
   set(includes "${PROJECT_SOURCE_DIR}/cpp/include;${PROJECT_SOURCE_DIR}/cuda")
   set(flags "")
@@ -86,7 +88,7 @@ function(onewave_add_kernels out_sources)
     set(name "${dtype}_d${head_dim}_${loader}")
     set(cubin "${dir}/${name}.cubin")
     onewave_compile_kernel(
-      "${name}" "${cubin}" attention.cu
+      "${name}" "${cubin}" "${ONEWAVE_KERNEL_SOURCE}"
       "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM=${head_dim};ONEWAVE_LOADER=${_cuda_${loader}}")
     onewave_embed_kernel("${name}" "${cubin}")
     string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${initialiser}},\n")
@@ -96,7 +98,7 @@ function(onewave_add_kernels out_sources)
     list(GET row 0 name)
     list(GET row 1 constant)
     set(cubin "${dir}/${name}.cubin")
-    onewave_compile_kernel("${name}" "${cubin}" "${name}.cu" "")
+    onewave_compile_kernel("${name}" "${cubin}" "${PROJECT_SOURCE_DIR}/cuda/${name}.cu" "")
     onewave_embed_kernel("${name}" "${cubin}")
     string(APPEND constants "const Cubin ${constant} = ${initialiser};\n")
   endforeach()

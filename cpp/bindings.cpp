@@ -173,11 +173,12 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
                        ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
                        ONEWAVE_FIELD(PlanHeader, num_first_items), ONEWAVE_FIELD(PlanHeader, num_draws),
-                       ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
-                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
-                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
-                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
-                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, reserved), ONEWAVE_FIELD(PlanHeader, actual_kv_lens),
+                       ONEWAVE_FIELD(PlanHeader, kv_indices), ONEWAVE_FIELD(PlanHeader, batch_size),
+                       ONEWAVE_FIELD(PlanHeader, total_qo_len), ONEWAVE_FIELD(PlanHeader, num_qo_heads),
+                       ONEWAVE_FIELD(PlanHeader, num_kv_heads), ONEWAVE_FIELD(PlanHeader, group_size),
+                       ONEWAVE_FIELD(PlanHeader, head_dim), ONEWAVE_FIELD(PlanHeader, page_size),
+                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
 }
 
 nb::tuple work_item_layout() {

@@ -29,32 +29,40 @@ const KernelRates& find_kernel(const AttentionShape& shape, const Calibration& c
                         (loader == Loader::kTma ? " that loads by TMA" : " that gathers"));
 }
 
+/// Far beyond any GPU's, and all that is made of them stays finite in float32.
+bool is_rate(float value) { return value >= 1e-6f && value <= 1e6f; }
+bool is_rate_or_less(float value) { return value >= 0 && value <= 1e6f; }
+
 void check_rates(const Calibration& calibration, const KernelRates& kernel) {
-  bool all_positive =
-      calibration.launch_us >= 0 && calibration.split_us >= 0 && calibration.partial_gb_per_s > 0 &&
-      kernel.wide_step_us > 0 && kernel.wide_unit_us > 0 && kernel.wide_slowdown >= 0 &&
-      kernel.wide_unit_slowdown >= 0 && kernel.narrow_unit_us > 0 && !calibration.memory.empty();
-  for (const float rate : kernel.narrow_gb_per_s) all_positive = all_positive && rate > 0;
+  bool are_right = is_rate_or_less(calibration.launch_us) && is_rate_or_less(calibration.split_us) &&
+                   is_rate(calibration.partial_gb_per_s) && is_rate(kernel.wide_step_us) &&
+                   is_rate(kernel.wide_unit_us) && is_rate_or_less(kernel.wide_slowdown) &&
+                   is_rate_or_less(kernel.wide_unit_slowdown) && is_rate(kernel.narrow_unit_us) &&
+                   !calibration.memory.empty();
+  for (const float rate : kernel.narrow_gb_per_s) are_right = are_right && is_rate(rate);
   int32_t num_ctas = 0;
   for (const MemoryRate& point : calibration.memory) {
-    all_positive = all_positive && point.gb_per_s > 0 && point.num_ctas > num_ctas;
+    are_right = are_right && is_rate(point.gb_per_s) && point.num_ctas > num_ctas;
     num_ctas = point.num_ctas;
   }
-  if (!all_positive) {
-    throw InvalidArgument("calibration of " + calibration.gpu +
-                          ": every rate and time must be positive, and the memory's points ascend");
+  if (!are_right) {
+    throw InvalidArgument(
+        "calibration of " + calibration.gpu +
+        ": every rate and time must be positive, from 1e-6 to 1e6, and the memory's points ascend");
   }
 }
 
 }  // namespace
 
 double Calibration::memory_gb_per_s(int num_ctas) const {
+  if (memory.empty()) throw InvalidArgument("calibration of " + gpu + " has no points of the memory");
   const auto above = std::find_if(memory.begin(), memory.end(),
                                   [&](const MemoryRate& point) { return point.num_ctas >= num_ctas; });
   if (above == memory.begin()) return above->gb_per_s;
   if (above == memory.end()) return memory.back().gb_per_s;
   const MemoryRate& below = *std::prev(above);
-  const double share = static_cast<double>(num_ctas - below.num_ctas) / (above->num_ctas - below.num_ctas);
+  const double from = below.num_ctas;
+  const double share = (num_ctas - from) / (above->num_ctas - from);
   return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
 }
 

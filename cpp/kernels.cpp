@@ -2,6 +2,7 @@
 
 #include <onewave/error.h>
 
+#include <bit>
 #include <map>
 #include <mutex>
 #include <set>
@@ -60,7 +61,7 @@ const char* dtype_name(DType dtype) {
 
 Loader choose_loader(int32_t page_size) {
   // Eight rows are the unit of the 128-byte swizzle: a smaller box could not be a part of a tile.
-  bool is_power_of_two = (page_size & (page_size - 1)) == 0;
+  bool is_power_of_two = std::has_single_bit(static_cast<uint32_t>(page_size));
   return page_size >= 8 && is_power_of_two ? Loader::kTma : Loader::kGather;
 }
 

@@ -209,6 +209,7 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .num_narrow_ctas = schedule.num_narrow_ctas,
       .num_first_items = num_first_items,
       .num_draws = num_wide_items > 0 ? num_wide_items - num_first_items + num_working : 0,
+      .reserved = 0,
       .actual_kv_lens = reinterpret_cast<uintptr_t>(batch.actual_kv_len_arr),
       .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
       .batch_size = batch.batch_size,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 
 #include "fail.h"
 #include "planner_internal.h"
@@ -83,8 +84,8 @@ void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
   if (batch.kv_len_arr == nullptr && batch.batch_size > 0) {
     fail("kv_len_arr is null, it must be an array of ", batch.batch_size);
   }
-  if (!(batch.sm_scale > 0) || !std::isfinite(batch.sm_scale)) {
-    fail("sm_scale is ", batch.sm_scale, ", it must be positive and finite");
+  if (!(batch.sm_scale > 0) || !std::isfinite(batch.sm_scale * std::numbers::log2e_v<float>)) {
+    fail("sm_scale is ", batch.sm_scale, ", it must be positive and finite, in base 2 too");
   }
   if (batch.qo_indptr[0] != 0) fail("qo_indptr[0] is ", batch.qo_indptr[0], ", it must be 0");
   check_page_table(batch);
@@ -97,9 +98,9 @@ void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
 }
 
 void check_plan_bytes(int64_t plan_bytes) {
-  if (plan_bytes > UINT32_MAX) {
+  if (plan_bytes > kMaxPlanBytes) {
     fail("max_batch_size and max_total_qo_len make a plan of up to ", plan_bytes,
-         " bytes, it must be at most ", UINT32_MAX);
+         " bytes, it must be at most ", kMaxPlanBytes);
   }
 }
 

@@ -26,6 +26,8 @@ inline constexpr int32_t kMaxKvLen = (1 << 30) - 2 * kTileKv;
 inline constexpr int32_t kMaxTotalQoLen = kMaxKvLen;
 inline constexpr int32_t kMaxNumHeads = 1 << 16;
 inline constexpr int32_t kMaxGroupSize = 64;
+/// Of the largest plan within the limits: while it is made, the planner holds a few times as much.
+inline constexpr int64_t kMaxPlanBytes = 1 << 27;
 
 /// Each throws InvalidArgument.
 void check_limits(const PlanLimits& limits, const AttentionShape& shape);

@@ -4,6 +4,7 @@
 /// keys), which is cut where each CTA's share of the time ends. A boundary between two CTAs cuts at most one
 /// unit, so a CTA's share is at most the rest of one unit, ranges of whole units, and the start of another.
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -21,7 +22,9 @@ struct UnitCosts {
   /// What one more cut adds: a second start, and the split's price on both sides.
   double cut_us() const { return start_us + 2 * split_us; }
   /// The shortest piece worth a cut, in steps: they cost what the cut costs.
-  int32_t min_piece() const { return static_cast<int32_t>(cut_us() / step_us) + 1; }
+  int32_t min_piece() const {
+    return static_cast<int32_t>(std::min<double>(cut_us() / step_us, kMaxKvLen)) + 1;
+  }
 };
 
 /// Of one kind, by cost class.

@@ -61,8 +61,11 @@ class LoadHeap {
 
  private:
   static uint64_t entry(double us, uint64_t cta) {
-    return static_cast<uint64_t>(us * 1e3 + 0.5) * kMaxNumCtas + cta;
+    return static_cast<uint64_t>(std::min(us, kMostUs) * 1e3 + 0.5) * kMaxNumCtas + cta;
   }
+
+  /// Eleven days, in 64 bits with the index. Sums may wrap: they order the heap badly, and leave the index.
+  static constexpr double kMostUs = 1e12;
 
   std::vector<uint64_t>& entries_;
 };

@@ -89,13 +89,17 @@ class Batch:
 
 
 def check_plan(batch: Batch, plan: Plan) -> None:
+    check_records(batch, plan)
+    check_prediction(batch, plan)
+    for request in range(len(batch.requests)):
+        check_request(batch, plan, request)
+
+
+def check_records(batch: Batch, plan: Plan) -> None:
     check_sizes(batch, plan)
     check_lists(plan)
     check_items(batch, plan)
     check_splits(plan, batch.split_policy)
-    check_prediction(batch, plan)
-    for request in range(len(batch.requests)):
-        check_request(batch, plan, request)
 
 
 def check_sizes(batch: Batch, plan: Plan) -> None:
@@ -226,6 +230,23 @@ def check_prediction(batch: Batch, plan: Plan) -> None:
     assert np.allclose(
         np.sort([load for load, _ in loads]), np.sort(plan.ctas["predicted_us"]), rtol=1e-3, atol=0.01
     )
+
+
+def check_area(batch: Batch, plan: Plan, request: int) -> None:
+    """Of a request too large for check_request: as many (kv head, row, key) as its tiles have, with those that the mask
+    hides in them."""
+    kv_len, qo_len = batch.requests[request]
+    items = plan.items[plan.items["request"] == request]
+    tile_area = items["num_rows"].astype(np.int64) * (items["kv_end"] - items["kv_begin"])
+    num_heads = items["kv_head_end"] - items["kv_head_begin"]
+    # In Python's integers from here: all heads of all tiles may be more than 64 bits hold.
+    area = sum(int(heads) * int(tile_area[num_heads == heads].sum()) for heads in np.unique(num_heads))
+    num_rows = qo_len * batch.group_size
+    tile_q = NARROW_TILE_Q if num_rows <= NARROW_TILE_Q else WIDE_TILE_Q
+    row_begin = np.arange(0, num_rows, tile_q)
+    row_end = np.minimum(row_begin + tile_q, num_rows)
+    visible = kv_len - qo_len + (row_end - 1) // batch.group_size + 1 if batch.causal else kv_len
+    assert area == batch.num_kv_heads * int(((row_end - row_begin) * np.clip(visible, 0, kv_len)).sum())
 
 
 def check_request(batch: Batch, plan: Plan, request: int) -> None:

@@ -207,7 +207,7 @@ def test_run_before_plan() -> None:
         ("split_policy", "even", "is 'even'; it must be 'balanced' or 'fixed'"),
         ("max_batch_size", 0, "is 0; it must be from 1"),
         ("max_kv_len", -1, "is -1; it must be from 1"),
-        ("max_kv_len", 2**30 + 1, "it must be from 1 to 1073741824"),
+        ("max_kv_len", 2**30 - 255, "it must be from 1 to 1073741568"),
         ("max_total_qo_len", 2**31, "it must be from 1 to 2147483647"),
         ("num_ctas", 1025, "is 1025; it must be from 1 to 1024"),
         ("num_ctas", "all", "is 'all'; it must be an int"),

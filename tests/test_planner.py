@@ -268,6 +268,10 @@ def plan_arrays(
         (([0, 1], [0, 1], [9], 1, 0.0), "sm_scale is 0, it must be positive and finite"),
         (([0, 1], [0, 1], [9], 1, float("inf")), "sm_scale is inf"),
         (([0, 1], [0, 1], [9], 1, float("nan")), "sm_scale is -?nan"),
+        (
+            ([0, 1], [0, 1], [9], 1, 3e38),
+            r"sm_scale is 3e\+38, it must be positive and finite, in base 2 too",
+        ),
     ],
 )
 def test_bad_batches_are_named(arguments: tuple, message: str) -> None:

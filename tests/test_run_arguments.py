@@ -1,11 +1,15 @@
 """What run() refuses, against a made-up driver: strides, spans and sizes of tensors, also those of a capture."""
 
+import ctypes
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from fake_driver import HEAD_DIM, NUM_KV_HEADS, PAGE_SIZE, FakeDriver, Step
+from fake_driver import HEAD_DIM, NUM_KV_HEADS, NUM_PAGES, PAGE_SIZE, PARAMS, FakeDriver, Step
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onewave import _core
 
 Check = Callable[[Path], None]
@@ -124,6 +128,57 @@ def check_bad_run_arguments(path: Path) -> None:
     assert fake.get("num_launches") == 0
 
 
+INT64 = st.one_of(
+    st.sampled_from([-(1 << 63), -(1 << 31) - 8, -8, 0, 8, (1 << 31) - 8, 1 << 31, 1 << 39, (1 << 63) - 8]),
+    st.integers(-(1 << 60), (1 << 60) - 1).map(lambda x: 8 * x),
+    st.integers(-(1 << 63), (1 << 63) - 1),
+)
+ADDRESS = st.one_of(st.sampled_from([0, 16, (1 << 64) - 16]), st.integers(0, (1 << 64) - 1))
+SCALE = st.one_of(st.sampled_from([0.0, -1.0, 1e-45, 3e38, float("inf"), float("nan")]), st.floats(width=32))
+STRIDES = [f"{name}_{of}_stride" for name in ("q", "out") for of in ("token", "head")] + [
+    f"{name}_{of}_stride" for name in "kv" for of in ("page", "token", "head")
+]
+HOSTILE = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys([*STRIDES, "num_pages"], INT64)
+    | dict.fromkeys(("q", "k", "v", "out"), ADDRESS)
+    | {"k_scale": SCALE, "v_scale": SCALE},
+)
+
+
+def check_hostile_arguments(path: Path) -> None:
+    """An error that names the argument, or a launch that gets what was asked for, whole."""
+    fake = FakeDriver(path)
+    steps = [Step(page_size) for page_size in (PAGE_SIZE, 12)]
+    for step in steps:
+        step.plan()
+
+    @settings(max_examples=500, deadline=None, database=None)
+    @given(step=st.sampled_from(steps), changes=HOSTILE)
+    def check(step: Step, changes: dict[str, int]) -> None:
+        before = fake.get("num_launches")
+        try:
+            step.run(**changes)
+        except ValueError as error:
+            assert re.match("(q|out|k|v|num_pages|sm_scale|k_scale|v_scale) ", str(error))
+            assert fake.get("num_launches") == before
+            return
+        assert fake.get("num_launches") == before + 1
+        params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+        taken = {"num_pages": params[1], "q": params[5], "out": params[6]}
+        taken |= dict(zip(STRIDES[:4], params[7:11], strict=True))
+        if step is steps[1]:
+            taken |= {"k": params[20], "v": params[24]}
+            for name, chunks in zip(STRIDES[4:], (*params[21:24], *params[25:28]), strict=True):
+                taken[name] = 8 * chunks
+        num_pages = changes.get("num_pages", NUM_PAGES)
+        for name in taken.keys() & changes.keys():
+            is_taken = num_pages > 1 if "page_stride" in name else True
+            assert taken[name] == changes[name] or not is_taken, name
+
+    check()
+
+
 @pytest.mark.parametrize(
     "check",
     [
@@ -134,6 +189,7 @@ def check_bad_run_arguments(path: Path) -> None:
         check_cache_spans,
         check_expanded_caches,
         check_bad_run_arguments,
+        check_hostile_arguments,
     ],
 )
 def test_run_arguments(fake_driver: Path, elsewhere: ProcessPoolExecutor, check: Check) -> None:

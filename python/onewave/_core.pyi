@@ -102,7 +102,7 @@ class CostModel:
     """A calibration for one shape."""
 
     def __init__(self, shape: AttentionShape, calibration: Calibration) -> None:
-        """ValueError where the calibration lacks the shape's kernel or has a rate that is not positive."""
+        """ValueError where the calibration lacks the shape's kernel or has a rate beyond 1e-6 to 1e6."""
 
     @property
     def launch_us(self) -> float: ...

@@ -7,7 +7,7 @@ from onewave._validate import check_int
 
 # The planner's bounds of PlanLimits: kMaxNumCtas of plan_format.h, and kMaxKvLen.
 MAX_NUM_CTAS = 1024
-MAX_KV_LEN = 1 << 30
+MAX_KV_LEN = (1 << 30) - 256
 # CTAs of a plan that is made without a GPU: the SMs of an H100 or H200.
 DEFAULT_NUM_CTAS = 132
 # What torch gives, and more than any part of the workspace asks for.

@@ -49,7 +49,7 @@ struct Calibration {
   std::vector<MemoryRate> memory;  ///< ascending
   std::vector<KernelRates> kernels;
 
-  /// Linear between the points of `memory`, constant outside.
+  /// Linear between the points of `memory`, constant outside. Throws InvalidArgument where there are none.
   double memory_gb_per_s(int num_ctas) const;
 };
 
@@ -64,7 +64,7 @@ const Calibration& calibration_of(std::string_view gpu);
 /// any number of threads may plan with one.
 class CostModel {
  public:
-  /// Throws InvalidArgument where the calibration lacks the shape's kernel, or a rate is not positive.
+  /// Throws InvalidArgument where the calibration lacks the shape's kernel, or a rate is beyond 1e-6 to 1e6.
   CostModel(const AttentionShape& shape, const Calibration& calibration);
 
   double launch_us() const { return launch_us_; }

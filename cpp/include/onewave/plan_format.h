@@ -52,6 +52,7 @@ struct PlanHeader {
   int32_t num_first_items;  ///< wide items that are some CTA's first_item
   uint32_t
       num_draws;  ///< of the queue's counter in a launch: the other wide items, and an empty one by every CTA
+  uint32_t reserved;        ///< 0: named, since padding may be anything, and equal batches have equal plans
   uint64_t actual_kv_lens;  ///< address of [batch_size] int32 that each run reads, on the side of kv_indices;
                             ///< 0: the lengths are those of the plan
   uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
