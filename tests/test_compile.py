@@ -111,8 +111,7 @@ EXACT = {"atol": 0.0, "rtol": 0.0}
 ROUNDED = {"atol": 0.02, "rtol": 0.02}
 
 
-def check_steps(device: str, backend: str, tolerance: dict[str, float]) -> None:
-    steps = Steps(device)
+def check_steps(steps: Steps, backend: str, tolerance: dict[str, float]) -> None:
     compiled = torch.compile(steps.layer, fullgraph=True, dynamic=True, backend=backend)
     for i, requests in enumerate(STEPS):
         num_tokens = steps.plan(requests, causal=i % 2 == 0)
@@ -122,15 +121,26 @@ def check_steps(device: str, backend: str, tolerance: dict[str, float]) -> None:
 
 @each_device
 def test_one_graph_for_every_plan(device: str) -> None:
-    check_steps(device, "aot_eager", EXACT)
+    check_steps(Steps(device), "aot_eager", EXACT)
 
 
 @each_device
-def test_inductor(device: str) -> None:
+def test_inductor(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which copies the cache for no run: it is written and read in place."""
     needed_program("g++")
     if device == "cuda" and not has_triton():
         missing("Inductor needs triton for a GPU")
-    check_steps(device, "inductor", ROUNDED)
+    steps = Steps(device)
+    run = steps.attention._run
+    caches = set()
+
+    def recorded(q: torch.Tensor, kv_cache: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        caches.add(kv_cache.data_ptr())
+        return run(q, kv_cache, *rest, **options)
+
+    monkeypatch.setattr(steps.attention, "_run", recorded)
+    check_steps(steps, "inductor", ROUNDED)
+    assert caches == {steps.layer.kv_cache.data_ptr()}
 
 
 @pytest.mark.gpu

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 Scale = float | torch.Tensor | None
 KvPair = tuple[torch.Tensor, torch.Tensor]
 
-# Beyond the size of any tensor: torch.compile takes equal numbers that change to be the same one.
-_handles = itertools.count(1 << 48)
+_handles = itertools.count()
 _attentions: "weakref.WeakValueDictionary[int, BatchAttention]" = weakref.WeakValueDictionary()
 
 

@@ -199,7 +199,7 @@ class BatchAttention:
 
         Inside torch.compile it is an operator of the graph, onewave::run, which takes the last plan at each call. With
         mode="reduce-overhead", whose CUDA graphs copy every input that may move, kv_cache is a buffer of the module or
-        marked by torch._dynamo.mark_static_address, out and lse are None, and q always has as many rows.
+        marked by torch._dynamo.mark_static_address, out and lse are None, and all calls have as many rows of q.
 
         Cost: one launch on the current stream; it never synchronises, and allocates only an `out` or `lse` that is
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
