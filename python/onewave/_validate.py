@@ -64,6 +64,19 @@ def check_device(name: str, value: Any) -> torch.device:
     return value.device
 
 
+def check_no_grad(**arguments: Any) -> None:
+    """For tensors, and tuples of them, that a backward would need: there is none. Grad mode alone is no mistake."""
+    if not torch.is_grad_enabled():
+        return
+    for name, argument in arguments.items():
+        for tensor in argument if isinstance(argument, (tuple, list)) else (argument,):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                raise RuntimeError(
+                    f"{name} requires grad; onewave is for inference and has no backward: "
+                    "run under torch.inference_mode() or torch.no_grad()"
+                )
+
+
 def check_tensor(
     name: str, value: Any, *, dtype: torch.dtype, devices: tuple[torch.device, ...], num_dims: int
 ) -> torch.Tensor:

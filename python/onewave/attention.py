@@ -11,8 +11,15 @@ from onewave import _core
 from onewave._batch import Batch, make_batch
 from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
+from onewave._ops import Scale, call_run, make_handle
 from onewave._tensors import Shape, ShapeArguments, TensorChecker, make_shape
-from onewave._validate import check_bool, check_kv_layout, check_positive_float, check_unsupported
+from onewave._validate import (
+    check_bool,
+    check_kv_layout,
+    check_no_grad,
+    check_positive_float,
+    check_unsupported,
+)
 from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
@@ -95,6 +102,7 @@ class BatchAttention:
         self._captured: _Captured | None = None
         self._shape_arguments: ShapeArguments | None = None
         self._checker: TensorChecker | None = None
+        self._handle = make_handle(self)
 
     def plan(
         self,
@@ -140,8 +148,13 @@ class BatchAttention:
         stream, a kv_indices on the host one copy and two allocations. The first plan of a shape allocates.
 
         Raises ValueError or TypeError for arguments, also for more query tokens or pages than the tensors have that
-        a CUDA graph was captured with; RuntimeError on a capturing stream and for another shape than the graph's.
+        a CUDA graph was captured with; RuntimeError on a capturing stream, inside torch.compile and for another shape
+        than the graph's.
         """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "plan() is inside torch.compile; it must run outside, and a graph takes the last plan"
+            )
         check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
         check_unsupported("use_profiler", use_profiler, (False,))
         checker = self._checker_of(
@@ -201,20 +214,49 @@ class BatchAttention:
         Rows start at multiples of 16 bytes and have a stride of 1; other strides of q and out are int32. q, out and lse
         may have more rows than the plan: those are neither read nor written.
 
+        Inside torch.compile it is an operator of the graph, onewave::run, which takes the last plan at each call. With
+        mode="reduce-overhead", whose CUDA graphs copy every input that may move, kv_cache is a buffer of the module or
+        marked by torch._dynamo.mark_static_address, out and lse are None, and all calls have as many rows of q.
+
         Cost: one launch on the current stream; it never synchronises, and allocates only an `out` or `lse` that is
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
-        before the first plan().
+        before the first plan(), and in grad mode for a tensor that requires grad: there is no backward.
         """
-        if self._engine is None or self._planned is None:
-            raise RuntimeError("run() needs a plan; call plan() first")
         check_unsupported("logits_soft_cap", logits_soft_cap, (0.0, None))
         check_unsupported("profiler_buffer", profiler_buffer, (None,))
         check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
+        check_bool("return_lse", return_lse)
+        if lse is not None and not return_lse:
+            raise ValueError("lse is given; it must be None with return_lse=False")
+        if not torch.compiler.is_compiling():
+            # Without the operator, whose dispatch each layer would pay for.
+            return self._run(q, kv_cache, out, lse, k_scale, v_scale, sm_scale, return_lse, enable_pdl)
+        out, lse = _allocate(q, out, lse, return_lse)
+        call_run(self._handle, q, kv_cache, out, lse, k_scale, v_scale, sm_scale, enable_pdl)
+        return out, lse
+
+    def _run(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        out: torch.Tensor | None,
+        lse: torch.Tensor | None,
+        k_scale: Scale,
+        v_scale: Scale,
+        sm_scale: Scale,
+        return_lse: bool,
+        enable_pdl: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """run(), also where it was compiled: all that needs the plan or the tensors' memory."""
+        if self._engine is None or self._planned is None:
+            raise RuntimeError("run() needs a plan; call plan() first")
+        check_no_grad(
+            q=q, kv_cache=kv_cache, out=out, lse=lse, k_scale=k_scale, v_scale=v_scale, sm_scale=sm_scale
+        )
         checker, num_rows = self._planned.checker, self._planned.total_qo_len
         checker.check_queries("q", q, num_rows)
         cache = checker.check_kv_cache(kv_cache)
         _check_page_ids(self._planned.max_page_id, cache.num_pages)
-        check_bool("return_lse", return_lse)
         check_bool("enable_pdl", enable_pdl)
         sm_factor, sm_scale_address = checker.check_sm_scale(sm_scale)
         k_factor, k_scale_address = checker.check_scale("k_scale", k_scale)
@@ -222,13 +264,8 @@ class BatchAttention:
         if out is not None:
             checker.check_queries("out", out, num_rows)
         if lse is not None:
-            if not return_lse:
-                raise ValueError("lse is given; it must be None with return_lse=False")
             checker.check_lse(lse, num_rows)
-        if out is None:
-            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if lse is None and return_lse:
-            lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        out, lse = _allocate(q, out, lse, return_lse)
         args = _core.RunArgs(
             CORE_DTYPES[q.dtype],
             *(q.data_ptr(), q.stride(0), q.stride(1)),
@@ -318,6 +355,17 @@ class BatchAttention:
         if workspace is None:
             workspace = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return DeviceEngine(self._device, self._limits, core_shape, workspace, self._calibration)
+
+
+def _allocate(
+    q: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None, return_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The outputs of a run, those that are missing for as many rows as q has."""
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if lse is None and return_lse:
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    return out, lse
 
 
 def _check_page_ids(max_page_id: int, num_pages: int) -> None:
