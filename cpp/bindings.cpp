@@ -306,9 +306,9 @@ void bind_executor(nb::module_& m) {
           [](RunArgs* self, DType dtype, uintptr_t q, int64_t q_token_stride, int64_t q_head_stride,
              uintptr_t k, int64_t k_page_stride, int64_t k_token_stride, int64_t k_head_stride, uintptr_t v,
              int64_t v_page_stride, int64_t v_token_stride, int64_t v_head_stride, int64_t num_pages,
-             uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, uintptr_t lse, float sm_scale,
-             float k_scale, float v_scale, uintptr_t sm_scale_ptr, uintptr_t k_scale_ptr,
-             uintptr_t v_scale_ptr) {
+             uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, int64_t num_rows,
+             uintptr_t lse, float sm_scale, float k_scale, float v_scale, uintptr_t sm_scale_ptr,
+             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
             new (self) RunArgs{
                 .dtype = dtype,
                 .q = pointer<const void>(q),
@@ -320,6 +320,7 @@ void bind_executor(nb::module_& m) {
                 .out = pointer<void>(out),
                 .out_token_stride = out_token_stride,
                 .out_head_stride = out_head_stride,
+                .num_rows = num_rows,
                 .lse = pointer<float>(lse),
                 .sm_scale = sm_scale,
                 .k_scale = k_scale,
@@ -331,8 +332,9 @@ void bind_executor(nb::module_& m) {
           },
           "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
           "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
-          "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "lse"_a,
-          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
+          "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "num_rows"_a,
+          "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a,
+          "v_scale_ptr"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }
 

@@ -63,7 +63,8 @@ double Calibration::memory_gb_per_s(int num_ctas) const {
   const MemoryRate& below = *std::prev(above);
   const double from = below.num_ctas;
   const double share = (num_ctas - from) / (above->num_ctas - from);
-  return below.gb_per_s + share * (above->gb_per_s - below.gb_per_s);
+  // Positive like both, however far apart they are.
+  return (1 - share) * below.gb_per_s + share * above->gb_per_s;
 }
 
 const Calibration& calibration_of(std::string_view gpu) {

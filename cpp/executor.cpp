@@ -14,6 +14,7 @@
 
 #include "cpu_float.h"
 #include "cpu_tile.h"
+#include "fail.h"
 
 namespace onewave {
 namespace {
@@ -227,6 +228,10 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
 }  // namespace
 
 void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) {
+  if (args.num_rows < plan->total_qo_len) {
+    fail("num_rows is ", args.num_rows,
+         "; it must be at least the plan's total_qo_len = ", plan->total_qo_len);
+  }
   const int32_t wanted =
       num_threads > 0 ? num_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   const int32_t used = std::clamp(wanted, 1, std::max(plan->num_ctas, 1));

@@ -122,6 +122,7 @@ DeviceAttention::Impl::~Impl() {
 KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
   KernelParams params{.plan = workspace,
                       .num_pages = static_cast<int32_t>(args.num_pages),
+                      .num_rows = static_cast<int32_t>(std::min<int64_t>(args.num_rows, INT32_MAX)),
                       .box_shift = log2_of(box.tokens),
                       .group_box_shift = log2_of(group_box.tokens),
                       .group_heads_shift = log2_of(group_box.heads),

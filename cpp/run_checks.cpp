@@ -170,6 +170,10 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
     fail("dtype of q, k, v and out is ", dtype_name(args.dtype), "; the plan was made for ",
          dtype_name(planned));
   }
+  if (args.num_rows < situation.plan.total_qo_len) {
+    fail("num_rows is ", args.num_rows,
+         "; it must be at least the plan's total_qo_len = ", situation.plan.total_qo_len);
+  }
   check_scales(args.sm_scale, args.k_scale, args.v_scale);
   check_rows("q", args.q, args.q_token_stride, args.q_head_stride, situation);
   check_rows("out", args.out, args.out_token_stride, args.out_head_stride, situation);

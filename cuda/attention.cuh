@@ -57,6 +57,8 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   ptx::launch_dependents();
   // No kernel writes what this reads of the plan.
   const bool works = has_work(params.plan);
+  // A graph of fewer rows than the batch has: it would write past their end.
+  if (static_cast<const PlanHeader*>(params.plan)->total_qo_len > params.num_rows) __trap();
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();

@@ -32,6 +32,7 @@ struct GatheredTensor {
 struct KernelParams {
   void* plan;  ///< the workspace: a PlanHeader at its start
   int32_t num_pages;
+  int32_t num_rows;           ///< of q, out and lse
   int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it
   int32_t group_box_shift;    ///< the same of a box of several kv heads
   int32_t group_heads_shift;  ///< log2 of its kv heads

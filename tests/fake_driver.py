@@ -16,7 +16,7 @@ NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 # struct KernelParams of cuda/params.h, up to k_panel_map.
-PARAMS = struct.Struct("<Q4iQQ4iQQQQQQ3f4xQ3I4xQ3I4x24x128s")
+PARAMS = struct.Struct("<Q5i4xQQ4iQQQQQQ3f4xQ3I4xQ3I4x16x128s")
 
 
 class FakeDriver:
@@ -83,6 +83,7 @@ class Step:
         args: dict[str, int | float | _core.DType] = {
             "dtype": _core.DType.BFLOAT16,
             "num_pages": NUM_PAGES,
+            "num_rows": 64,
             "lse": 0x5000,
             "sm_scale": 0.0,
             "k_scale": 2.0,

@@ -156,7 +156,7 @@ def test_cuda_graphs_of_inductor() -> None:
         with torch._dynamo.config.patch(error_on_recompile=i > 0):
             steps.check(compiled, num_tokens, **ROUNDED)
     assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
-    with pytest.raises(ValueError, match="65 query tokens; it must be at most 64, the rows .* captured"):
+    with pytest.raises(ValueError, match="65 query tokens; it must be at most 64, the most rows .* captured"):
         steps.plan([(65, 65)], causal=True)
 
 

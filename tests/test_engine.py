@@ -5,7 +5,7 @@ import gc
 import math
 import random
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +137,45 @@ def test_one_graph_for_every_batch(head_dim: int, page_size: int, seed: int) -> 
             step.static.check(batch.expected(causal))
         except AssertionError as error:
             pytest.fail(f"step {i} {batch.lens=} {causal=} ONEWAVE_TEST_SEED={seed}: {error}")
+
+
+def test_graphs_of_several_sizes(seed: int) -> None:
+    """As an engine captures them, one object for all, the smallest last."""
+    attention = onewave.BatchAttention(max_batch_size=64, max_total_qo_len=64, max_kv_len=1000)
+    graphs = {}
+    for num_rows in (64, 16, 4):
+        batch = DenseBatch([Lens(900, 1, num_rows)], HEADS, torch.bfloat16, seed)
+        paged, outputs = batch.paged(16), Outputs(batch, num_extra_rows=0)
+        plan(attention, batch, paged, 16, True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
+        graphs[num_rows] = (batch, paged, outputs, graph)
+    for batch, paged, outputs, graph in graphs.values():
+        plan(attention, batch, paged, 16, True)
+        outputs.poison()
+        graph.replay()
+        outputs.check(batch.expected(True))
+
+
+def replay_a_graph_of_too_few_rows() -> None:
+    """The kernel stops, and with it the process's GPU context, before anything behind `out` is written."""
+    attention = onewave.BatchAttention(max_batch_size=64, max_total_qo_len=64, max_kv_len=1000)
+    small, large = (DenseBatch([Lens(900, 1, count)], HEADS, torch.bfloat16, 1) for count in (4, 16))
+    for batch in (large, small):
+        paged, outputs = batch.paged(16), Outputs(batch, num_extra_rows=0)
+        plan(attention, batch, paged, 16, True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
+    plan(attention, large, large.paged(16), 16, True)
+    graph.replay()
+    with pytest.raises(RuntimeError, match="CUDA error|launch failure|illegal instruction"):
+        torch.cuda.synchronize()
+
+
+def test_a_graph_of_too_few_rows_stops(elsewhere: ProcessPoolExecutor) -> None:
+    elsewhere.submit(replay_a_graph_of_too_few_rows).result(timeout=120)
 
 
 def test_a_batch_beyond_the_limits_leaves_the_plan(seed: int) -> None:

@@ -305,3 +305,9 @@ def test_a_memory_without_points_has_no_rate() -> None:
     calibration = _core.Calibration("empty", 1.0, 1.0, 1.0, [], [])
     with pytest.raises(ValueError, match="calibration of empty has no points of the memory"):
         calibration.memory_gb_per_s(1)
+
+
+def test_a_memory_between_points_far_apart_has_a_rate() -> None:
+    points = [_core.MemoryRate(722, 1e6), _core.MemoryRate(1024, 1e-6)]
+    calibration = _core.Calibration("steep", 1.0, 1.0, 1.0, points, [])
+    assert all(calibration.memory_gb_per_s(num_ctas) > 0 for num_ctas in (700, 722, 723, 1023, 1024, 1025))

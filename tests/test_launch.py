@@ -197,12 +197,19 @@ def check_run_is_one_launch(path: Path) -> None:
     params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
     q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
     pages = (2 * PAGE_SIZE * cache_stride // 8, cache_stride // 8, HEAD_DIM // 8)  # in 16 bytes
-    assert params[:5] == (step.workspace, NUM_PAGES, 4, 4, 1)  # boxes of 16 tokens; both kv heads together
-    assert params[5:12] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
-    assert params[12] == step.workspace + step.layout.partial_out_offset
-    assert params[13] == step.workspace + step.layout.partial_lse_offset
-    assert params[14:20] == (0, 0, 0x6000, 0.0, 2.0, 3.0)
-    assert params[20:28] == (0x2000, *pages, 0x3000, *pages)
+    assert params[:6] == (
+        step.workspace,
+        NUM_PAGES,
+        64,
+        4,
+        4,
+        1,
+    )  # boxes of 16 tokens; both kv heads together
+    assert params[6:13] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
+    assert params[13] == step.workspace + step.layout.partial_out_offset
+    assert params[14] == step.workspace + step.layout.partial_lse_offset
+    assert params[15:21] == (0, 0, 0x6000, 0.0, 2.0, 3.0)
+    assert params[21:29] == (0x2000, *pages, 0x3000, *pages)
 
 
 def check_a_scale_in_place_of_the_plans(path: Path) -> None:
@@ -211,8 +218,8 @@ def check_a_scale_in_place_of_the_plans(path: Path) -> None:
     step.plan()
     step.run(sm_scale=0.5, sm_scale_ptr=0x7000)
     params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
-    assert params[14] == 0x7000
-    assert params[17] == pytest.approx(0.5 * math.log2(math.e))
+    assert params[15] == 0x7000
+    assert params[18] == pytest.approx(0.5 * math.log2(math.e))
     for scale in (-1.0, math.inf, math.nan):
         step.refuses("sm_scale is .*; it must be positive and finite, or 0 for the plan's", sm_scale=scale)
 

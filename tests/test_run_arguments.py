@@ -43,6 +43,18 @@ def check_strides_of_later_plans(path: Path) -> None:
     assert fake.get("num_launches") == 1
 
 
+def check_rows_that_the_plan_does_not_have(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan(qo_len=5)
+    step.refuses("num_rows is 4; it must be at least the plan's total_qo_len = 5", num_rows=4)
+    step.run(num_rows=5)
+    step.run(num_rows=1 << 40)
+    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    assert params[2] == (1 << 31) - 1
+    assert fake.get("num_launches") == 2
+
+
 def check_a_cache_without_pages(path: Path) -> None:
     fake = FakeDriver(path)
     step = Step()
@@ -140,7 +152,7 @@ STRIDES = [f"{name}_{of}_stride" for name in ("q", "out") for of in ("token", "h
 ]
 HOSTILE = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys([*STRIDES, "num_pages"], INT64)
+    optional=dict.fromkeys([*STRIDES, "num_pages", "num_rows"], INT64)
     | dict.fromkeys(("q", "k", "v", "out"), ADDRESS)
     | {"k_scale": SCALE, "v_scale": SCALE},
 )
@@ -160,16 +172,16 @@ def check_hostile_arguments(path: Path) -> None:
         try:
             step.run(**changes)
         except ValueError as error:
-            assert re.match("(q|out|k|v|num_pages|sm_scale|k_scale|v_scale) ", str(error))
+            assert re.match("(q|out|k|v|num_pages|num_rows|sm_scale|k_scale|v_scale) ", str(error))
             assert fake.get("num_launches") == before
             return
         assert fake.get("num_launches") == before + 1
         params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
-        taken = {"num_pages": params[1], "q": params[5], "out": params[6]}
-        taken |= dict(zip(STRIDES[:4], params[7:11], strict=True))
+        taken = {"num_pages": params[1], "q": params[6], "out": params[7]}
+        taken |= dict(zip(STRIDES[:4], params[8:12], strict=True))
         if step is steps[1]:
-            taken |= {"k": params[20], "v": params[24]}
-            for name, chunks in zip(STRIDES[4:], (*params[21:24], *params[25:28]), strict=True):
+            taken |= {"k": params[21], "v": params[25]}
+            for name, chunks in zip(STRIDES[4:], (*params[22:25], *params[26:29]), strict=True):
                 taken[name] = 8 * chunks
         num_pages = changes.get("num_pages", NUM_PAGES)
         for name in taken.keys() & changes.keys():
@@ -184,6 +196,7 @@ def check_hostile_arguments(path: Path) -> None:
     [
         check_capture_bakes_arguments_for_later_plans,
         check_strides_of_later_plans,
+        check_rows_that_the_plan_does_not_have,
         check_a_cache_without_pages,
         check_cache_strides,
         check_cache_spans,

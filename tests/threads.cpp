@@ -123,11 +123,8 @@ class Step {
                   .out = results.out.data(),
                   .out_token_stride = kNumQoHeads * row,
                   .out_head_stride = row,
-                  .lse = results.lse.data(),
-                  .k_scale = 1,
-                  .v_scale = 1,
-                  .k_scale_ptr = nullptr,
-                  .v_scale_ptr = nullptr},
+                  .num_rows = qo_indptr_.back(),
+                  .lse = results.lse.data()},
                  num_threads);
     return results;
   }

@@ -177,6 +177,7 @@ class RunArgs:
         out: int,
         out_token_stride: int,
         out_head_stride: int,
+        num_rows: int,
         lse: int,
         sm_scale: float,
         k_scale: float,

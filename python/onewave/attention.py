@@ -33,13 +33,14 @@ class _Planned(NamedTuple):
 
 @dataclass
 class _Captured:
-    """What CUDA graphs have baked in: the smallest tensors that run() was captured with."""
+    """What CUDA graphs have baked in: the most rows that run() was captured with, and the fewest pages. A replay of
+    one with fewer rows than its batch stops the kernel."""
 
     num_rows: int
     num_pages: int
 
     def include(self, num_rows: int, num_pages: int) -> None:
-        self.num_rows = min(self.num_rows, num_rows)
+        self.num_rows = max(self.num_rows, num_rows)
         self.num_pages = min(self.num_pages, num_pages)
 
 
@@ -266,6 +267,7 @@ class BatchAttention:
         if lse is not None:
             checker.check_lse(lse, num_rows)
         out, lse = _allocate(q, out, lse, return_lse)
+        num_tensor_rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
         args = _core.RunArgs(
             CORE_DTYPES[q.dtype],
             *(q.data_ptr(), q.stride(0), q.stride(1)),
@@ -273,15 +275,15 @@ class BatchAttention:
             *cache.v,
             cache.num_pages,
             *(out.data_ptr(), out.stride(0), out.stride(1)),
+            num_tensor_rows,
             0 if lse is None else lse.data_ptr(),
             *(sm_factor, k_factor, v_factor),
             *(sm_scale_address, k_scale_address, v_scale_address),
         )
         self._engine.run(args, enable_pdl)
         if self._is_capturing():
-            rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
-            self._captured = self._captured or _Captured(rows, cache.num_pages)
-            self._captured.include(rows, cache.num_pages)
+            self._captured = self._captured or _Captured(num_tensor_rows, cache.num_pages)
+            self._captured.include(num_tensor_rows, cache.num_pages)
         return out, lse
 
     def prewarm_paged_kv_stride_variant(self, variant: str = "independent") -> None:
@@ -322,13 +324,13 @@ class BatchAttention:
         )
 
     def _check_captured_sizes(self, batch: Batch) -> None:
-        """A replay writes as many rows as the plan says, to tensors of the capture's size."""
+        """A replay takes as many rows as the plan says, of tensors of the capture's size."""
         if self._captured is None:
             return
         if batch.total_qo_len > self._captured.num_rows:
             raise ValueError(
                 f"qo_indptr ends at {batch.total_qo_len} query tokens; it must be at most {self._captured.num_rows}, the "
-                "rows of q, out and lse that run() was captured with in a CUDA graph"
+                "most rows of q, out and lse that run() was captured with in a CUDA graph"
             )
         if batch.max_page_id >= self._captured.num_pages:
             raise ValueError(

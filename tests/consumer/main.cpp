@@ -15,7 +15,7 @@
 namespace {
 
 /// The tensors of a step and its result: addresses of one side.
-onewave::RunArgs run_args(int64_t num_pages, const void* q, const uint16_t* kv_cache, void* out, float* lse) {
+onewave::RunArgs run_args(const Step& step, const void* q, const uint16_t* kv_cache, void* out, float* lse) {
   const auto pages = [](const uint16_t* data) {
     return onewave::PagedTensor{
         .data = data, .page_stride = kPageStride, .token_stride = kKeyStride, .head_stride = kShape.head_dim};
@@ -26,10 +26,11 @@ onewave::RunArgs run_args(int64_t num_pages, const void* q, const uint16_t* kv_c
           .q_head_stride = kShape.head_dim,
           .k = pages(kv_cache),
           .v = pages(kv_cache + kValueOffset),
-          .num_pages = num_pages,
+          .num_pages = static_cast<int64_t>(step.kv_indices.size()),
           .out = out,
           .out_token_stride = kQueryStride,
           .out_head_stride = kShape.head_dim,
+          .num_rows = step.qo_indptr.back(),
           .lse = lse};
 }
 
@@ -44,9 +45,8 @@ Result run_on_cpu(const Step& step) {
             << " wide, " << plan->num_split_tiles << " tiles split\n";
 
   Result result(step);
-  const auto num_pages = static_cast<int64_t>(step.kv_indices.size());
   const onewave::RunArgs args =
-      run_args(num_pages, step.q.data(), step.kv_cache.data(), result.out.data(), result.lse.data());
+      run_args(step, step.q.data(), step.kv_cache.data(), result.out.data(), result.lse.data());
   onewave::execute_plan(plan, args, 0);
   return result;
 }
@@ -62,8 +62,7 @@ Result run_on_gpu(const Step& step, int32_t device) {
   void* const stream = nullptr;  // the default one, for which the copies wait
   onewave::DeviceAttention attention(device, limits, kShape, workspace.get());
   attention.plan(step.batch(kv_indices.get<int32_t>()), stream);
-  const auto num_pages = static_cast<int64_t>(step.kv_indices.size());
-  attention.run(run_args(num_pages, q.get(), kv_cache.get<uint16_t>(), out.get(), lse.get<float>()), stream);
+  attention.run(run_args(step, q.get(), kv_cache.get<uint16_t>(), out.get(), lse.get<float>()), stream);
   out.copy_to(result.out);
   lse.copy_to(result.lse);
   return result;

@@ -1,12 +1,14 @@
-"""A small mixed batch for compute-sanitizer: splits and merges, both kinds of item, both loaders, both head_dims.
+"""A small mixed batch for compute-sanitizer: splits and merges, both kinds of item, both loaders, both head_dims; fixed
+splits planned from bounds, an append and a merge of states.
 
 Run under the tool, with `tests` in PYTHONPATH. Ends with status 0 when every output is right."""
 
 import itertools
 
+import onewave
 import torch
 from dense_batch import DenseBatch, Heads, Lens
-from gpu_checks import Outputs, make_attention, plan
+from gpu_checks import Outputs, check_out, make_attention, plan
 from onewave.plan_format import Plan
 from plan_checks import check_splits_both_kinds
 
@@ -32,5 +34,61 @@ def main() -> None:
             print(f"{head_dim=} {page_size=} {dtype} {num_ctas=} {causal=}: right", flush=True)
 
 
+def run_from_bounds() -> None:
+    """Chunks and whole items for which no key is left, a block table, no lse."""
+    for head_dim, page_size in itertools.product((64, 128), (1, 16)):
+        batch = DenseBatch(LENS, Heads(2, 4, head_dim), torch.bfloat16, seed=head_dim + page_size)
+        paged = batch.paged(page_size)
+        bounds = paged.kv_len_arr * 2 + 3000
+        table = torch.full((len(bounds), -(-int(bounds.max()) // page_size)), 1 << 30, dtype=torch.int32)
+        for row, ids in zip(
+            table, paged.kv_indices.cpu().split(paged.kv_indptr.diff().tolist()), strict=True
+        ):
+            row[: len(ids)] = ids
+        attention = onewave.BatchAttention(
+            max_batch_size=8, max_total_qo_len=256, max_kv_len=8192, num_ctas=24, split_policy="fixed"
+        )
+        attention.plan(
+            paged.qo_indptr,
+            None,
+            None,
+            bounds,
+            *(8, 2, head_dim, head_dim, page_size),
+            causal=True,
+            block_table=table.cuda(),
+            actual_kv_len_arr=paged.kv_len_arr.cuda(),
+        )
+        outputs = Outputs(batch)
+        attention.run(outputs.q, paged.kv_cache, out=outputs.out, return_lse=False)
+        expected = batch.expected(True)
+        check_out(outputs.out[: outputs.num_rows], expected)
+        print(f"{head_dim=} {page_size=} from bounds: right", flush=True)
+
+
+def run_row_kernels() -> None:
+    keys, values = (torch.randn(20, 2, 128, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    cache = torch.zeros(4, 2, 16, 2, 128, dtype=torch.bfloat16, device="cuda")
+    indices = {
+        "batch": [0] * 18 + [1, -1],
+        "positions": [*range(18), 3, 0],
+        "pages": [2, 0, 3],
+        "indptr": [0, 2, 3],
+    }
+    batch, positions, pages, indptr = (
+        torch.tensor(values, dtype=torch.int32, device="cuda") for values in indices.values()
+    )
+    last_page_len = torch.tensor([2, 4], dtype=torch.int32, device="cuda")
+    onewave.append_paged_kv_cache(keys, values, batch, positions, cache, pages, indptr, last_page_len)
+    assert torch.equal(cache[2, 0], keys[:16]) and torch.equal(cache[0, 1, :2], values[16:18])
+    assert torch.equal(cache[3, 0, 3], keys[18])
+    states = torch.randn(5, 3, 4, 128, dtype=torch.bfloat16, device="cuda")
+    merged, lse = onewave.merge_states(states, torch.zeros(5, 3, 4, device="cuda"))
+    torch.testing.assert_close(merged.float(), states.float().mean(1), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(lse, torch.full_like(lse, 3.0).log2())
+    print("append and merge: right", flush=True)
+
+
 if __name__ == "__main__":
     main()
+    run_from_bounds()
+    run_row_kernels()

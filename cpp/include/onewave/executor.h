@@ -18,7 +18,8 @@ struct RunArgs {
   void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
   int64_t out_token_stride;
   int64_t out_head_stride;
-  float* lse;  ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
+  int64_t num_rows;  ///< that q, out and lse have: the plan's total_qo_len or more
+  float* lse;        ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
   /// Of all scores, in place of the plan's: finite and > 0; 0: the plan's.
   float sm_scale = 0;
   /// Of all scores: finite and > 0, since maxima are taken before it is applied.
