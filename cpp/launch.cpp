@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <numbers>
+#include <string>
 
 #include "context.h"
 #include "driver.h"
@@ -171,6 +172,11 @@ DeviceAttention::~DeviceAttention() = default;
 const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
   Impl& impl = *impl_;
   if (!(batch.shape == impl.shape)) throw InvalidArgument("batch.shape must equal the constructor's shape");
+  if (batch.actual_kv_len_arr != nullptr && impl.embedded.loader == Loader::kGather) {
+    throw InvalidArgument("actual_kv_len_arr is given; it must be null with pages of " +
+                          std::to_string(impl.shape.page_size) +
+                          " tokens, which are gathered (TMA is for powers of two from 8)");
+  }
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
   if (is_capturing(cuda_stream)) {

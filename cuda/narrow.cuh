@@ -63,7 +63,7 @@ class NarrowConsumer {
       }
       rings_.q.release(at_.q);
     }
-    const ItemKeys keys(item, work_.actual_kv_lens);
+    const ItemKeys keys(item, work_.actual_kv_lens());
     const int all_visible = PackedRows(work_, item, keys).visible_end(0);
     const int kv_begin = item.kv_begin;
     const int kv_end = keys.end;

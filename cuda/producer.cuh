@@ -104,7 +104,8 @@ class KvTileStream {
     if (!cursor_.valid()) return;
     const WorkItem& item = cursor_.item();
     // What is in the queue's slots is as the run has it.
-    const int kv_end = Items::kKind == Kind::kNarrow ? ItemKeys(item, work_.actual_kv_lens).end : item.kv_end;
+    const int kv_end =
+        Items::kKind == Kind::kNarrow ? ItemKeys(item, work_.actual_kv_lens()).end : item.kv_end;
     keys_ = {item.kv_begin, kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
     tile_begin_ = last_tile_begin(keys_.begin, keys_.end, keys_.step_heads_shift);
     is_first_ = true;

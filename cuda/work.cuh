@@ -14,7 +14,6 @@ inline constexpr int kGroupUnit = 1 << 16;
 struct Work {
   const PlanHeader* header;
   const WorkItem* items;
-  const int32_t* actual_kv_lens;  ///< null: the lengths are the plan's
   CtaRecord cta;
   int group_size;
   int group_inverse;  ///< kGroupUnit / group_size, rounded up
@@ -22,10 +21,16 @@ struct Work {
   __device__ __forceinline__ explicit Work(const void* plan)
       : header(static_cast<const PlanHeader*>(plan)),
         items(plan_section<WorkItem>(plan, header->items_offset)),
-        actual_kv_lens(reinterpret_cast<const int32_t*>(header->actual_kv_lens)),
         cta(plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x]),
         group_size(header->group_size),
         group_inverse((kGroupUnit + header->group_size - 1) / header->group_size) {}
+
+  /// Null where the lengths are the plan's, as they always are with a gathered cache: beside CTAs that
+  /// multiply, the streams of those cubins lose 5 % and more to the few instructions that ask.
+  __device__ __forceinline__ const int32_t* actual_kv_lens() const {
+    if constexpr (kGather) return nullptr;
+    return reinterpret_cast<const int32_t*>(header->actual_kv_lens);
+  }
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {

@@ -138,7 +138,7 @@ class BatchAttention:
         actual_kv_len_arr: int32 [batch_size or more] on `device`: what the lengths are, read by every run, where
             kv_len_arr has upper bounds only (asynchronous scheduling, speculation). It is used in place until the next
             plan(); a value above its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for
-            the bounds.
+            the bounds. On a GPU page_size is a power of two from 8 up.
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
