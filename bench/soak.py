@@ -29,7 +29,7 @@ from onewave.bench.timing import GpuStopwatch
 from onewave.bench.workload import Request, Workload
 from rich.progress import Progress
 
-MAX_BATCH_SIZE, MAX_TOTAL_QO_LEN, MAX_KV_LEN, NUM_PAGES = 128, 4096, 32768, 40_000
+MAX_BATCH_SIZE, MAX_TOTAL_QO_LEN, MAX_KV_LEN, CACHE_TOKENS = 128, 4096, 32768, 640_000
 CHECK_EVERY, PROBE_EVERY = 50, 500
 PROBE = (*(Request(3000 + 100 * i, 1) for i in range(40)), Request(6000, 700))
 
@@ -40,7 +40,8 @@ class Soak:
     def __init__(self, seed: int, page_size: int) -> None:
         self.draw = random.Random(seed)
         self.page_size = page_size
-        shape = (NUM_PAGES, 2, page_size, 8, 128)
+        self.num_pages = CACHE_TOKENS // page_size
+        shape = (self.num_pages, 2, page_size, 8, 128)
         self.kv_cache = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
         self.q = torch.randn(MAX_TOTAL_QO_LEN, 32, 128, dtype=torch.bfloat16, device="cuda")
         self.out = torch.empty_like(self.q)
@@ -59,7 +60,7 @@ class Soak:
             kind = draw.random()
             qo_len = 1 if kind < 0.8 else draw.randint(0, 8) if kind < 0.95 else draw.randint(9, 1500)
             pages = math.ceil(kv_len / self.page_size)
-            if num_rows + qo_len <= MAX_TOTAL_QO_LEN and num_pages + pages <= NUM_PAGES:
+            if num_rows + qo_len <= MAX_TOTAL_QO_LEN and num_pages + pages <= self.num_pages:
                 requests.append(Request(kv_len, qo_len))
                 num_rows, num_pages = num_rows + qo_len, num_pages + pages
         return tuple(requests)
@@ -68,7 +69,7 @@ class Soak:
         workload = Workload("soak", requests, page_size=self.page_size)
         lens = qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
         generator = torch.Generator("cuda").manual_seed(self.draw.getrandbits(31))
-        page_ids = torch.randperm(NUM_PAGES, generator=generator, device="cuda", dtype=torch.int32)
+        page_ids = torch.randperm(self.num_pages, generator=generator, device="cuda", dtype=torch.int32)
         kv_indices = page_ids[: int(kv_indptr[-1])]
         table = None
         if as_block_table and requests:
@@ -108,6 +109,8 @@ class Soak:
             stopwatch.synchronize()
             times.append(elapsed())
         num_rows = int(step.qo_indptr[-1])
+        del step
+        torch.cuda.empty_cache()  # of what the comparisons with float32 took
         bits = self.out[:num_rows].view(torch.int16).cpu().numpy().tobytes()
         return {
             "us": statistics.median(times[2:]),
@@ -120,7 +123,8 @@ class Soak:
 def soak(seconds: float, page_size: int, seed: int) -> dict[str, Any]:
     state = Soak(seed, page_size)
     stopwatch = GpuStopwatch(torch.device("cuda"))
-    state.probe(stopwatch)  # captures, and what the allocator takes for good
+    state.probe(stopwatch)  # captures
+    state.error(state.plan(PROBE, as_block_table=False))  # what cuBLAS takes for good
     probes, errors = [state.probe(stopwatch)], []
     num_steps, begin = 0, time.monotonic()
     with Progress(transient=True) as progress:
@@ -132,6 +136,7 @@ def soak(seconds: float, page_size: int, seed: int) -> dict[str, Any]:
             if num_steps % CHECK_EVERY == 0:
                 errors.append(state.error(step))
             if num_steps % PROBE_EVERY == 0:
+                del step  # its tensors, of which every step has others
                 probes.append(state.probe(stopwatch))
                 progress.update(task, completed=time.monotonic() - begin)
             step = state.plan(state.requests(), as_block_table=state.draw.random() < 0.5)
