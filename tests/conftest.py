@@ -4,8 +4,9 @@ modules use: the wheel, the compiler of the kernels, a made-up driver."""
 import functools
 import multiprocessing
 import os
+import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -80,3 +81,21 @@ def elsewhere() -> Iterator[ProcessPoolExecutor]:
     """A fresh process: a driver is opened once in each."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
+
+
+@pytest.fixture
+def seed(record_property: Callable[[str, object], None]) -> int:
+    """Fresh inputs every time; ONEWAVE_TEST_SEED repeats those of a failure."""
+    value = int(os.environ.get("ONEWAVE_TEST_SEED", secrets.randbits(31)))
+    record_property("seed", value)
+    print(f"ONEWAVE_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def float32_means_float32() -> Iterator[None]:
+    """No TF32 in the oracle."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)

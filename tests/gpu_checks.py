@@ -4,8 +4,19 @@ import math
 
 import onewave
 import torch
-from dense_batch import DenseBatch, Expected, Heads, Paged
+from dense_batch import DenseBatch, Expected, Heads, Lens, Paged
 from plan_checks import CALIBRATION_FILE
+
+# Splits, both kinds of item, a request with no queries, one with no keys, one with neither.
+MIXED = [
+    Lens(9000, 1, 3),
+    Lens(1030, 3, 5),
+    Lens(700, 300),
+    Lens(33, 0),
+    Lens(0, 4),
+    Lens(0, 0),
+    Lens(129, 129),
+]
 
 # Rows of q and out beyond the batch: filled, and to be left alone.
 NUM_EXTRA_ROWS = 5

@@ -13,11 +13,9 @@ import onewave
 import pytest
 import torch
 from dense_batch import DenseBatch, Heads, Lens, Paged
-from gpu_checks import Outputs, make_attention, plan, run_twice
-from test_gpu import MIXED, float32_means_float32, seed
+from gpu_checks import MIXED, Outputs, make_attention, plan, run_twice
 
-__all__ = ["float32_means_float32", "seed"]  # fixtures
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("float32_means_float32")]
 
 HEADS = Heads(2, 4, 128)
 MAX_BATCH_SIZE, MAX_TOTAL_QO_LEN, MAX_KV_LEN = 64, 600, 5000

@@ -4,16 +4,16 @@ import functools
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from dense_batch import DenseBatch, Expected, Heads, Lens
-from gpu_checks import Outputs, make_attention, plan, run_twice
+from gpu_checks import MIXED, Outputs, make_attention, plan, run_twice
 from onewave.plan_format import Plan
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("float32_means_float32")]
 
 BATCHES = {
     "prefill_146": [Lens(146, 146)],
@@ -26,36 +26,7 @@ BATCHES = {
     "verify_766_and_chunk_1024": [Lens(766, 2, 99), Lens(1024, 512)],
     "more_queries_than_keys": [Lens(2, 235), Lens(1, 13353)],
 }
-# Splits, both kinds of item, a request with no queries, one with no keys, one with neither.
-MIXED = [
-    Lens(9000, 1, 3),
-    Lens(1030, 3, 5),
-    Lens(700, 300),
-    Lens(33, 0),
-    Lens(0, 4),
-    Lens(0, 0),
-    Lens(129, 129),
-]
-
 RecordProperty = Callable[[str, object], None]
-
-
-@pytest.fixture
-def seed(record_property: RecordProperty) -> int:
-    """Fresh inputs every time; ONEWAVE_TEST_SEED repeats those of a failure."""
-    value = int(os.environ.get("ONEWAVE_TEST_SEED", secrets.randbits(31)))
-    record_property("seed", value)
-    print(f"ONEWAVE_TEST_SEED={value}")
-    return value
-
-
-@pytest.fixture(autouse=True)
-def float32_means_float32() -> Iterator[None]:
-    """No TF32 in the oracle."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @functools.lru_cache(maxsize=8)
