@@ -12,8 +12,7 @@ constexpr int64_t kMinChunkBytes = 1 << 20;
 /// Chunks of all requests that the limits allow, at most: 7 MB of work items.
 constexpr int64_t kMostChunks = 1 << 17;
 
-int32_t num_chunks(const Tile& tile, const ChunkRule& rule) {
-  const int32_t chunk_keys = rule.chunk_keys(tile);
+int32_t num_chunks(const Tile& tile, int32_t chunk_keys) {
   return (tile.kv_end + chunk_keys - 1) / chunk_keys;
 }
 
@@ -22,7 +21,7 @@ double sum_us(const std::vector<Tile>& tiles, const ChunkRule& rule, const KindC
   double us = 0;
   for (const Tile& tile : tiles) {
     const UnitCosts& unit = costs[tile.cost_class];
-    const int32_t chunks = num_chunks(tile, rule);
+    const int32_t chunks = num_chunks(tile, rule.chunk_keys(tile));
     const double cuts_us = chunks > 1 ? (chunks - 1) * unit.start_us + chunks * unit.split_us : 0;
     us += tile.kv_head_end * (unit.whole_us(num_steps(tile)) + cuts_us);
   }
@@ -44,9 +43,12 @@ class ChunkPlacer {
     while (item.kv_head_begin < tile.kv_head_end) {
       const int32_t cta = next_cta(us);
       double item_us = us;
-      for (item.kv_head_end = item.kv_head_begin + 1;
-           item.kv_head_end < tile.kv_head_end && cta_at(us) == cta; ++item.kv_head_end)
-        item_us += us, next_cta(us);
+      item.kv_head_end = item.kv_head_begin + 1;
+      while (item.kv_head_end < tile.kv_head_end && cta_at(us) == cta) {
+        next_cta(us);
+        item_us += us;
+        ++item.kv_head_end;
+      }
       schedule_.add_item(Kind::kNarrow, cta, item, item_us);
       item.kv_head_begin = item.kv_head_end;
     }
@@ -119,12 +121,13 @@ void place_chunks(const std::vector<Tile>& tiles, const ChunkRule& rule, const K
   ChunkPlacer placer(sum_us(tiles, rule, costs), num_ctas, schedule);
   for (const Tile& tile : tiles) {
     const UnitCosts& unit = costs[tile.cost_class];
-    if (num_chunks(tile, rule) <= 1) {
+    const int32_t chunk_keys = rule.chunk_keys(tile);
+    if (num_chunks(tile, chunk_keys) <= 1) {
       placer.place_whole(tile, unit);
       continue;
     }
     for (int32_t kv_head = 0; kv_head < tile.kv_head_end; ++kv_head)
-      placer.place_chunks(tile, kv_head, rule.chunk_keys(tile), unit);
+      placer.place_chunks(tile, kv_head, chunk_keys, unit);
   }
   if (schedule.split_tiles.empty()) schedule.num_partial_rows = 0;
 }

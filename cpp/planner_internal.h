@@ -3,8 +3,9 @@
 /// What the parts of the planner hand to each other. Three steps, each a function of the one before:
 ///
 ///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide
-///   schedule   planner_narrow.cpp gives (tile, kv heads, keys) to CTAs, planner_wide.cpp puts them into
-///              the queue, both with the line of planner_line.h
+///   schedule   planner_narrow.cpp gives (tile, kv heads, keys) to CTAs, with the line of planner_line.h or
+///              the chunks of planner_chunks.h; planner_wide.cpp puts them into the queue, in the turns of
+///              planner_sections.h or with the line
 ///   plan       planner.cpp writes the schedule down in the layout of plan_format.h
 ///
 /// All vectors live in one scratch object per thread and keep their capacity: no allocation after the first

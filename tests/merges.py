@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from dense_batch import Paged
+from dense_batch import DenseBatch, Paged
+from gpu_checks import make_attention, plan
 from reference import Reference
 
 
@@ -64,3 +65,16 @@ def parts_of_keys(paged: Paged, page_size: int, num_parts: int) -> list[Paged]:
         cut_keys(paged, page_size, lambda n, i=i: (n * i // num_parts, n * (i + 1) // num_parts))
         for i in range(num_parts)
     ]
+
+
+def states_of_parts(
+    batch: DenseBatch, paged: Paged, page_size: int, num_parts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """v and s of attention over each part of the keys, not causal."""
+    states = []
+    for part in parts_of_keys(paged, page_size, num_parts):
+        attention = make_attention(batch)
+        plan(attention, batch, part, page_size, causal=False)
+        states.append(attention.run(batch.q, paged.kv_cache))
+    v, s = (torch.stack(tensors, 1) for tensors in zip(*states, strict=True))
+    return v, s

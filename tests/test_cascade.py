@@ -13,7 +13,7 @@ from dense_batch import DenseBatch, Heads, Lens
 from gpu_checks import make_attention, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merges import cut_keys, merged, parts_of_keys, random_states
+from merges import cut_keys, merged, random_states, states_of_parts
 from reference import check_against, reference
 from test_errors import ERRORS, shifted
 
@@ -120,12 +120,7 @@ def test_parts_of_the_keys_are_all_of_them(num_parts: int) -> None:
         [Lens(100, 3), Lens(9, 2, 2), Lens(1, 1), Lens(0, 2)], Heads(2, 2, 64), torch.float32, 6, "cpu"
     )
     paged = batch.paged(page_size)
-    states = []
-    for part in parts_of_keys(paged, page_size, num_parts):
-        attention = make_attention(batch)
-        plan(attention, batch, part, page_size, causal=False)
-        states.append(attention.run(batch.q, paged.kv_cache))
-    v, s = (torch.stack(tensors, 1) for tensors in zip(*states, strict=True))
+    v, s = states_of_parts(batch, paged, page_size, num_parts)
     check_against(reference(batch, causal=False), *onewave.merge_states(v, s))
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from appends import LAYOUTS, SKIPPED, Append, Cache, int32, random_append, skipping_append
 from dense_batch import DenseBatch, Expected, Heads, Lens
-from gpu_checks import MAX_RELATIVE_ERROR, check_lse, make_attention, plan
-from merges import merged, parts_of_keys, random_states
+from gpu_checks import MAX_RELATIVE_ERROR, check_lse, make_attention
+from merges import merged, random_states, states_of_parts
 from reference import Reference, check_against
 
 pytestmark = pytest.mark.gpu
@@ -295,12 +295,7 @@ def test_parts_of_the_keys_are_all_of_them(num_parts: int, page_size: int) -> No
     lens = [Lens(3000, 1, 4), Lens(700, 200), Lens(20, 3, 2), Lens(1, 1), Lens(0, 2)]
     batch = DenseBatch(lens, Heads(2, 4, 128), torch.bfloat16, 5)
     paged = batch.paged(page_size)
-    states = []
-    for part in parts_of_keys(paged, page_size, num_parts):
-        attention = make_attention(batch)
-        plan(attention, batch, part, page_size, causal=False)
-        states.append(attention.run(batch.q, paged.kv_cache))
-    v, s = (torch.stack(tensors, 1) for tensors in zip(*states, strict=True))
+    v, s = states_of_parts(batch, paged, page_size, num_parts)
     check_parts(batch.expected(causal=False), *onewave.merge_states(v, s))
 
 

@@ -16,9 +16,7 @@ class Batch(NamedTuple):
     qo_indptr: torch.Tensor  # [batch_size + 1], tokens
     kv_indptr: torch.Tensor | None  # [batch_size + 1], pages; None: kv_indices is a block table
     kv_len_arr: torch.Tensor  # [batch_size], tokens
-    kv_indices: (
-        torch.Tensor
-    )  # at least kv_indptr[batch_size] page ids, or [at least batch_size, pages of a request]
+    kv_indices: torch.Tensor  # at least kv_indptr[batch_size] page ids, or a block table
     total_qo_len: int
     actual_kv_len_arr: torch.Tensor | None  # [at least batch_size] on the device: kv_len_arr are upper bounds
     max_page_id: int  # of the page ids in use; -1 where there are none or they are on the device

@@ -8,7 +8,7 @@ import itertools
 import onewave
 import torch
 from dense_batch import DenseBatch, Heads, Lens
-from gpu_checks import Outputs, check_out, make_attention, plan
+from gpu_checks import Outputs, as_block_table, check_out, make_attention, plan
 from onewave.plan_format import Plan
 from plan_checks import check_splits_both_kinds
 
@@ -40,11 +40,6 @@ def run_from_bounds() -> None:
         batch = DenseBatch(LENS, Heads(2, 4, head_dim), torch.bfloat16, seed=head_dim + page_size)
         paged = batch.paged(page_size)
         bounds = paged.kv_len_arr * 2 + 3000
-        table = torch.full((len(bounds), -(-int(bounds.max()) // page_size)), 1 << 30, dtype=torch.int32)
-        for row, ids in zip(
-            table, paged.kv_indices.cpu().split(paged.kv_indptr.diff().tolist()), strict=True
-        ):
-            row[: len(ids)] = ids
         attention = onewave.BatchAttention(
             max_batch_size=8, max_total_qo_len=256, max_kv_len=8192, num_ctas=24, split_policy="fixed"
         )
@@ -55,7 +50,7 @@ def run_from_bounds() -> None:
             bounds,
             *(8, 2, head_dim, head_dim, page_size),
             causal=True,
-            block_table=table.cuda(),
+            block_table=as_block_table(paged, -(-int(bounds.max()) // page_size)),
             actual_kv_len_arr=paged.kv_len_arr.cuda(),
         )
         outputs = Outputs(batch)

@@ -4,7 +4,8 @@
 /// nothing else. tests/consumer is a program that uses it.
 ///
 /// On a GPU: workspace_layout() says how much device memory a DeviceAttention needs; it plans once a step and
-/// runs once a layer. On the CPU: plan_batch() writes the same plan to a buffer, execute_plan() runs it.
+/// runs once a layer; append_paged_kv_cache() and merge_states() need no plan. On the CPU: plan_batch()
+/// writes the same plan to a buffer, execute_plan() runs it.
 ///
 /// Threads. Functions may be called from any thread, several at a time, also with the same arguments, as long
 /// as no two calls write to the same memory: plan_batch() to its buffer, predict_items() to `us`,
@@ -23,5 +24,6 @@
 #include <onewave/executor.h>
 #include <onewave/plan_format.h>
 #include <onewave/planner.h>
+#include <onewave/row_kernels.h>
 #include <onewave/types.h>
 #include <onewave/version.h>
