@@ -3,7 +3,8 @@
     python3 bench/soak.py --minutes 8 --output bench/results/soak_h100.json
 
 A step is a batch of random requests within the limits (decodes, verifications, chunks, requests without queries or keys),
-planned while the step before it still runs, its page table by CSR or as a block table at another address each time.
+planned while the step before it still runs, its page table by CSR or as a block table at another address each time; half
+of those with a block table are planned from upper bounds, and the lengths read on the device, inside the graph.
 Every 50th step is compared with float32. Every 500th is a batch that is always the same: its time and the bits of its
 result, and the free memory of the device. The exit status is 1 where a step is wrong, bits or memory differ, or the
 time of the last tenth of those is more than 3 % from that of the first.
@@ -71,17 +72,22 @@ class Soak:
         generator = torch.Generator("cuda").manual_seed(self.draw.getrandbits(31))
         page_ids = torch.randperm(self.num_pages, generator=generator, device="cuda", dtype=torch.int32)
         kv_indices = page_ids[: int(kv_indptr[-1])]
-        table = None
+        planned_lens, table, actual = kv_len_arr, None, None
         if as_block_table and requests:
-            num_pages = kv_indptr.diff()
-            table = torch.full(
-                (len(requests), int(num_pages.max()) + 1), 1 << 30, dtype=torch.int32, device="cuda"
-            )
-            columns = torch.arange(table.shape[1])
-            table[(columns < num_pages[:, None]).cuda()] = kv_indices
+            if self.draw.random() < 0.5:
+                actual = kv_len_arr.cuda()
+                more = torch.tensor([self.draw.randint(0, 3000) for _ in requests], dtype=torch.int32)
+                planned_lens = (kv_len_arr + more).clamp(max=MAX_KV_LEN)
+            # No pages for what is above the lengths.
+            width = math.ceil(int(planned_lens.max()) / self.page_size) + 1
+            table = torch.full((len(requests), width), 1 << 30, dtype=torch.int32, device="cuda")
+            table[(torch.arange(width) < kv_indptr.diff()[:, None]).cuda()] = kv_indices
         csr = (None, None) if table is not None else (kv_indptr, kv_indices)
         self.attention.plan(
-            qo_indptr, *csr, kv_len_arr, 32, 8, 128, 128, self.page_size, causal=True, block_table=table
+            *(qo_indptr, *csr, planned_lens, 32, 8, 128, 128, self.page_size),
+            causal=True,
+            block_table=table,
+            actual_kv_len_arr=actual,
         )
         return BatchTensors(workload, *lens, kv_indices, self.q, self.kv_cache)
 
@@ -89,6 +95,7 @@ class Soak:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
+                self.attention.update_kv_lens()
                 self.attention.run(self.q, self.kv_cache, out=self.out, lse=self.lse)
         self.graph.replay()
 

@@ -14,10 +14,11 @@ set(ONEWAVE_KERNELS
     "fp16    128       gather")
 
 # Each row is a source of its own in cuda/, and the C++ constant of its cubin.
-set(ONEWAVE_ROW_KERNELS
-    # name         constant
-    "append        kAppendCubin"
-    "merge_states  kMergeStatesCubin")
+set(ONEWAVE_OTHER_KERNELS
+    # name           constant
+    "append          kAppendCubin"
+    "merge_states    kMergeStatesCubin"
+    "update_kv_lens  kUpdateKvLensCubin")
 
 # What the words of the first table are in C++ (onewave/types.h, onewave/device.h) and in cuda/config.cuh.
 set(_cpp_bf16 DType::kBFloat16)
@@ -93,7 +94,7 @@ function(onewave_add_kernels out_sources)
     onewave_embed_kernel("${name}" "${cubin}")
     string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${initialiser}},\n")
   endforeach()
-  foreach(row IN LISTS ONEWAVE_ROW_KERNELS)
+  foreach(row IN LISTS ONEWAVE_OTHER_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")
     list(GET row 0 name)
     list(GET row 1 constant)

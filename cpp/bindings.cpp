@@ -100,6 +100,14 @@ std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionSha
   return us;
 }
 
+/// A copy with the lengths of now.
+nb::bytes update_kv_len_bytes(const nb::bytes& plan) {
+  const PlanHeader* header = plan_header(plan);
+  nb::bytes copy(header, header->num_bytes);
+  update_kv_lens(const_cast<PlanHeader*>(plan_header(copy)));
+  return copy;
+}
+
 void execute_plan_bytes(const nb::bytes& plan, const RunArgs& args, int num_threads) {
   const PlanHeader* header = plan_header(plan);
   const nb::gil_scoped_release unlocked;
@@ -132,6 +140,8 @@ struct BoundAttention {
   void run(const RunArgs& args, uintptr_t stream, bool enable_pdl) {
     attention->run(args, pointer<void>(stream), enable_pdl);
   }
+
+  void update_kv_lens(uintptr_t stream) { attention->update_kv_lens(pointer<void>(stream)); }
 
   nb::bytes plan_bytes() const {
     if (attention->last_plan() == nullptr)
@@ -173,12 +183,12 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
                        ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
                        ONEWAVE_FIELD(PlanHeader, num_first_items), ONEWAVE_FIELD(PlanHeader, num_draws),
-                       ONEWAVE_FIELD(PlanHeader, reserved), ONEWAVE_FIELD(PlanHeader, actual_kv_lens),
-                       ONEWAVE_FIELD(PlanHeader, kv_indices), ONEWAVE_FIELD(PlanHeader, batch_size),
-                       ONEWAVE_FIELD(PlanHeader, total_qo_len), ONEWAVE_FIELD(PlanHeader, num_qo_heads),
-                       ONEWAVE_FIELD(PlanHeader, num_kv_heads), ONEWAVE_FIELD(PlanHeader, group_size),
-                       ONEWAVE_FIELD(PlanHeader, head_dim), ONEWAVE_FIELD(PlanHeader, page_size),
-                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, item_bounds_offset),
+                       ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
+                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
+                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
+                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
+                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
 }
 
 nb::tuple work_item_layout() {
@@ -186,10 +196,9 @@ nb::tuple work_item_layout() {
                        ONEWAVE_FIELD(WorkItem, q_token_begin), ONEWAVE_FIELD(WorkItem, row_begin),
                        ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
                        ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
-                       ONEWAVE_FIELD(WorkItem, kv_len), ONEWAVE_FIELD(WorkItem, page_begin),
-                       ONEWAVE_FIELD(WorkItem, kv_head_begin), ONEWAVE_FIELD(WorkItem, kv_head_end),
-                       ONEWAVE_FIELD(WorkItem, heads_per_step), ONEWAVE_FIELD(WorkItem, split_tile),
-                       ONEWAVE_FIELD(WorkItem, split_idx));
+                       ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
+                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, heads_per_step),
+                       ONEWAVE_FIELD(WorkItem, split_tile), ONEWAVE_FIELD(WorkItem, split_idx));
 }
 
 nb::dict plan_layout() {
@@ -204,6 +213,8 @@ nb::dict plan_layout() {
       ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
       ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
       ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta));
+  layout["ItemBounds"] = record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
+                                       ONEWAVE_FIELD(ItemBounds, kv_end), ONEWAVE_FIELD(ItemBounds, kv_len));
   return layout;
 }
 
@@ -335,6 +346,7 @@ void bind_executor(nb::module_& m) {
           "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "num_rows"_a,
           "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a,
           "v_scale_ptr"_a);
+  m.def("update_kv_lens", &update_kv_len_bytes, "plan"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }
 
@@ -364,6 +376,8 @@ void bind_device(nb::module_& m) {
            "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)
+      .def("update_kv_lens", &BoundAttention::update_kv_lens, nb::call_guard<nb::gil_scoped_release>(),
+           "stream"_a)
       .def("plan_bytes", &BoundAttention::plan_bytes);
 }
 

@@ -55,10 +55,7 @@ class Execution {
   }
 
   void run_item(int32_t index, TileScratch& scratch) {
-    WorkItem item = items_[index];
-    const ItemKeys keys(item, reinterpret_cast<const int32_t*>(header_.actual_kv_lens));
-    item.kv_end = keys.end;
-    item.causal_shift = keys.causal_shift;
+    const WorkItem& item = items_[index];
     // A plan from which a merge record was taken has no place for the partials of its items.
     if (item.split_tile >= header_.num_split_tiles) return;
     for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);
@@ -226,6 +223,14 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
 }
 
 }  // namespace
+
+void update_kv_lens(PlanHeader* plan) {
+  if (plan->item_bounds_offset == 0) return;
+  const auto* kv_lens = reinterpret_cast<const int32_t*>(plan->actual_kv_lens);
+  const auto* bounds = plan_section<ItemBounds>(plan, plan->item_bounds_offset);
+  auto* items = const_cast<WorkItem*>(plan_section<WorkItem>(plan, plan->items_offset));
+  for (int32_t i = 0; i < plan->num_items; ++i) set_kv_len(items[i], bounds[i], kv_lens[items[i].request]);
+}
 
 void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) {
   if (args.num_rows < plan->total_qo_len) {

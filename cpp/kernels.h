@@ -30,6 +30,7 @@ extern const EmbeddedKernel kEmbeddedKernels[];
 extern const size_t kNumEmbeddedKernels;
 extern const Cubin kAppendCubin;
 extern const Cubin kMergeStatesCubin;
+extern const Cubin kUpdateKvLensCubin;
 
 /// What a cubin must have inside, and how it is launched.
 struct KernelInterface {

@@ -12,6 +12,7 @@
 #include "driver.h"
 #include "head_groups.h"
 #include "kernels.h"
+#include "kv_lens.h"
 #include "params.h"
 #include "plan_ring.h"
 #include "run_checks.h"
@@ -25,6 +26,8 @@ constexpr uintptr_t kWorkspaceAlignment = 128;
 
 constexpr KernelInterface kAttention = {
     .entry_name = "onewave_attention", .param_bytes = sizeof(KernelParams), .shared_bytes = kSharedBytes};
+constexpr KernelInterface kUpdateKvLens = {
+    .entry_name = "onewave_update_kv_lens", .param_bytes = sizeof(void*), .shared_bytes = 0};
 
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
   return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
@@ -68,6 +71,7 @@ struct DeviceAttention::Impl {
   ~Impl();
 
   KernelParams make_params(const RunArgs& args);
+  void update_kv_lens(CUstream stream);
 
   const PlanLimits limits;
   const AttentionShape shape;
@@ -79,6 +83,7 @@ struct DeviceAttention::Impl {
   const PrimaryContext context;
   std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
+  CUfunction kv_lens_kernel = nullptr;
   const TmaBox panel_box{.tokens = std::min(shape.page_size, kTileKv), .panels = 1, .heads = 1};
   const TmaBox box{.tokens = panel_box.tokens, .panels = num_panels(shape), .heads = 1};
   const TmaBox group_box = make_group_box(shape);
@@ -107,6 +112,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
   }
   ContextScope scope(context);
   kernel = load_kernel(embedded.cubin, kAttention, device);
+  kv_lens_kernel = load_kernel(kUpdateKvLensCubin, kUpdateKvLens, device);
   ring = std::make_unique<PlanRing>(layout.plan_bytes);
 }
 
@@ -161,6 +167,11 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
   return params;
 }
 
+void DeviceAttention::Impl::update_kv_lens(CUstream stream) {
+  void* plan = workspace;
+  launch_kernel(kv_lens_kernel, {.num_ctas = kKvLensCtas, .block_x = kKvLensThreads}, &plan, stream);
+}
+
 DeviceAttention::DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape,
                                  void* workspace, const Calibration* calibration)
     : impl_(std::make_unique<Impl>(
@@ -172,11 +183,6 @@ DeviceAttention::~DeviceAttention() = default;
 const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
   Impl& impl = *impl_;
   if (!(batch.shape == impl.shape)) throw InvalidArgument("batch.shape must equal the constructor's shape");
-  if (batch.actual_kv_len_arr != nullptr && impl.embedded.loader == Loader::kGather) {
-    throw InvalidArgument("actual_kv_len_arr is given; it must be null with pages of " +
-                          std::to_string(impl.shape.page_size) +
-                          " tokens, which are gathered (TMA is for powers of two from 8)");
-  }
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
   if (is_capturing(cuda_stream)) {
@@ -187,8 +193,16 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
   // Until all of the upload has succeeded: should it fail, what the device has is not known.
   impl.last_plan = nullptr;
   impl.ring->upload(reinterpret_cast<CUdeviceptr>(impl.workspace), header->num_bytes, cuda_stream);
+  if (batch.actual_kv_len_arr != nullptr) impl.update_kv_lens(cuda_stream);
   impl.last_plan = header;
   return header;
+}
+
+void DeviceAttention::update_kv_lens(void* stream) {
+  Impl& impl = *impl_;
+  if (impl.last_plan == nullptr) throw InvalidArgument("update_kv_lens() needs a plan; call plan() first");
+  ContextScope scope(impl.context);
+  impl.update_kv_lens(static_cast<CUstream>(stream));
 }
 
 void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {

@@ -36,19 +36,22 @@ struct PlanSections {
   int64_t ctas_offset;
   int64_t items_offset;
   int64_t split_tiles_offset;
+  int64_t item_bounds_offset;
   int64_t counters_offset;
   int64_t end;
 };
 
-PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles) {
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, bool has_bounds) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
   sections.ctas_offset = kCtasOffset;
   sections.items_offset = sections.ctas_offset + align_up(num_ctas * sizeof(CtaRecord), kPlanAlignment);
   sections.split_tiles_offset =
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
-  sections.counters_offset =
+  sections.item_bounds_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
+  sections.counters_offset = sections.item_bounds_offset +
+                             (has_bounds ? align_up(num_items * sizeof(ItemBounds), kPlanAlignment) : 0);
   sections.end = sections.counters_offset + (num_split_tiles + 1) * static_cast<int64_t>(sizeof(uint32_t));
   return sections;
 }
@@ -76,10 +79,10 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   if (limits.split_policy == SplitPolicy::kFixed) {
     const int64_t max_units = max_narrow * shape.num_kv_heads;
     const int64_t max_chunks = max_units * ChunkRule(limits, shape).most_chunks();
-    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units);
+    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, true);
   }
   const int64_t max_items = max_narrow + max_wide_items + 3 * max_boundaries;
-  return plan_sections(limits.num_ctas, max_items, max_boundaries);
+  return plan_sections(limits.num_ctas, max_items, max_boundaries, true);
 }
 
 /// The tiles of one request, those that see most keys first. One that sees none has nothing to multiply and
@@ -108,7 +111,6 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .causal_shift = causal_shift,
         .kv_begin = 0,
         .kv_end = kv_end,
-        .kv_len = kv_len,
         .page_begin = first_page(batch, request),
         .kv_head_begin = 0,
         .kv_head_end = batch.shape.num_kv_heads,
@@ -132,7 +134,7 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
     schedule_narrow(scratch.narrow_tiles, wide_work, costs, &rule, scratch.schedule);
     schedule_wide(scratch.wide_tiles, wide_work, costs, false, scratch.wide, scratch.schedule);
   } else {
-    choose_heads_per_step(batch.shape, costs, limits.num_ctas, scratch.narrow_tiles);
+    choose_heads_per_step(batch.shape, wide_work, costs, limits.num_ctas, scratch.narrow_tiles);
     schedule_narrow(scratch.narrow_tiles, wide_work, costs, nullptr, scratch.schedule);
     schedule_wide(scratch.wide_tiles, wide_work, costs, true, scratch.wide, scratch.schedule);
   }
@@ -177,16 +179,27 @@ std::pair<int32_t, int32_t> write_items(const Schedule& schedule, double launch_
   return {num_first_items, num_working};
 }
 
+void write_bounds(const BatchSpec& batch, const PlanHeader& header, ItemBounds* bounds) {
+  const auto* items = plan_section<WorkItem>(&header, header.items_offset);
+  for (int32_t i = 0; i < header.num_items; ++i) {
+    const WorkItem& item = items[i];
+    bounds[i] = {
+        .causal_shift = item.causal_shift, .kv_end = item.kv_end, .kv_len = batch.kv_len_arr[item.request]};
+  }
+}
+
 const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& scratch, void* buffer) {
   const Schedule& schedule = scratch.schedule;
   const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
   const auto num_items = static_cast<int32_t>(schedule.narrow_items.size() + schedule.wide_items.size());
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
-  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles);
+  const bool has_bounds = batch.actual_kv_len_arr != nullptr;
+  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, has_bounds);
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
   // What lies between sections: equal batches have equal plans, to the byte.
-  for (const int64_t end : {sections.split_tiles_offset, sections.counters_offset})
+  for (const int64_t end :
+       {sections.split_tiles_offset, sections.item_bounds_offset, sections.counters_offset})
     std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
   const auto [num_first_items, num_working] = write_items(
       schedule, launch_us, scratch.narrow_begins, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
@@ -209,7 +222,7 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .num_narrow_ctas = schedule.num_narrow_ctas,
       .num_first_items = num_first_items,
       .num_draws = num_wide_items > 0 ? num_wide_items - num_first_items + num_working : 0,
-      .reserved = 0,
+      .item_bounds_offset = has_bounds ? static_cast<uint32_t>(sections.item_bounds_offset) : 0,
       .actual_kv_lens = reinterpret_cast<uintptr_t>(batch.actual_kv_len_arr),
       .kv_indices = reinterpret_cast<uintptr_t>(batch.kv_indices),
       .batch_size = batch.batch_size,
@@ -223,6 +236,8 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   };
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
+  if (has_bounds)
+    write_bounds(batch, *header, reinterpret_cast<ItemBounds*>(bytes + sections.item_bounds_offset));
   std::memset(bytes + sections.counters_offset, 0, sections.end - sections.counters_offset);
   return header;
 }

@@ -109,12 +109,12 @@ struct Schedule {
 /// of cut units: one at its start and one at its end.
 inline constexpr int32_t kPartialRowsPerCta = 2 * (kWideTileQ + kNarrowStepRows);
 
-/// Sets heads_per_step of narrow tiles, as for a batch of nothing else.
-void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
-                           std::vector<Tile>& tiles);
-
 struct LineWork;  // planner_line.h
 class ChunkRule;  // planner_chunks.h
+
+/// Sets heads_per_step of narrow tiles. `wide_work`: what the CTAs that do not stream do meanwhile.
+void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_work, const CostModel& costs,
+                           int num_ctas, std::vector<Tile>& tiles);
 
 /// Lays the line of narrow units over some number of CTAs, chosen here, and cuts it where their shares end,
 /// or where the rule says, if there is one. `wide_work`: what all CTAs share afterwards.

@@ -45,6 +45,15 @@ int choose_num_ctas(const LineWork& work, const LineWork& wide_work, const CostM
   return best;
 }
 
+/// About as many, before it is known how the work will be cut: the narrow part of all work.
+int estimate_num_ctas(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
+                      int max_num_ctas) {
+  const double narrow_us = work.whole_us(narrow_unit_costs(costs, 1));
+  const double wide_us = wide_work.whole_us(wide_unit_costs(costs, max_num_ctas, 0));
+  if (wide_us == 0) return max_num_ctas;
+  return std::max(static_cast<int>(max_num_ctas * narrow_us / (narrow_us + wide_us)), 1);
+}
+
 /// What taking several kv heads together saves: longer runs of memory, a part of the time of each step.
 constexpr double kHeadsTogetherGain = 0.01;
 
@@ -77,14 +86,14 @@ KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
   return by_class;
 }
 
-void choose_heads_per_step(const AttentionShape& shape, const CostModel& costs, int num_ctas,
-                           std::vector<Tile>& tiles) {
+void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_work, const CostModel& costs,
+                           int num_ctas, std::vector<Tile>& tiles) {
   const HeadGroups groups = head_groups(shape.num_kv_heads);
-  double num_all_steps = 0;
-  for (const Tile& tile : tiles)
-    num_all_steps += static_cast<double>(tile.kv_end) * shape.num_kv_heads / kTileKv;
-  const double cta_steps = std::max(num_all_steps / num_ctas, 1.0);
-  const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(0, num_ctas);
+  const LineWork work = sum_work(tiles);
+  const int num_streaming = estimate_num_ctas(work, wide_work, costs, num_ctas);
+  const double num_all_steps = std::accumulate(work.num_steps.begin(), work.num_steps.end(), 0.0);
+  const double cta_steps = std::max(num_all_steps / num_streaming, 1.0);
+  const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(0, num_streaming);
   const auto merge_us = [&](const Tile& tile, int32_t heads) {
     const double num_pieces = static_cast<double>(tile.kv_end) * heads / kTileKv / cta_steps + 1;
     return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;

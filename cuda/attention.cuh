@@ -44,7 +44,7 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
 __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
-  KindPositions at;
+  NarrowPositions at;
   for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
     consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
   if (!has_wide_items(work.header)) return;

@@ -53,8 +53,11 @@ inline constexpr int kArrivingLanes = 1;
 
 /// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
 /// setmaxnreg waits for ever.
-inline constexpr int kProducerRegisters = kGather ? 72 : 40;
-inline constexpr int kConsumerRegisters = kGather ? 216 : 232;
+///
+/// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
+/// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
+inline constexpr int kProducerRegisters = kGather ? 56 : 40;
+inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDim == 64 ? 216 : 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 

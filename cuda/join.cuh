@@ -23,8 +23,9 @@ class NarrowJoin {
       : buffer_(buffer),
         scales_(scales),
         head_warps_shift_(kConsumerWarpsShift - step_heads_shift),
-        thread_(threadIdx.x - kWarpgroupThreads),
-        lane_(threadIdx.x % 32),
+        // Or what is made of it would be in registers all through the item.
+        thread_(ptx::opaque(threadIdx.x) - kWarpgroupThreads),
+        lane_(thread_ % 32),
         warp_(thread_ / 32) {}
 
   __device__ __forceinline__ void run(const Output& output, const RowState (&rows)[2 * kBlocks],
@@ -119,7 +120,7 @@ class NarrowJoin {
   }
 
   JoinBuffer& buffer_;
-  const Scales& scales_;
+  const Scales scales_;
   const int head_warps_shift_;  ///< log2 of the warps of a kv head
   const int thread_;            ///< of the consumers
   const int lane_;

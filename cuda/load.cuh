@@ -57,13 +57,14 @@ struct TmaLoader {
         page_shift(__ffs(header->page_size) - 1),
         policy(kv_cache_policy<kKind>(header)) {}
 
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, int) const {
+  template <bool kIsInner>
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, uint32_t) const {
     const TmaBox box(params, keys.step_heads_shift);
     const int token_box = lane >> (keys.step_heads_shift - box.heads_shift);
     const int key = tile_begin + (token_box << box.tokens_shift);
     // No such page: a box of zeros.
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
-    if (lane < kTileKv >> box.rows_shift() && key < keys.end)
+    if (lane < kTileKv >> box.rows_shift() && (kIsInner || key < keys.end))
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
@@ -119,7 +120,9 @@ struct GatherLoader {
   struct Rows {
     int token;  ///< in its page; -1: past kv_end
     int head;   ///< of the step
-    int slot;   ///< of page_ids
+
+    /// To a tile of the same item, whose heads are the same.
+    __device__ __forceinline__ void advance(const Rows& next) { token = next.token; }
   };
 
   const KernelParams& params;
@@ -140,31 +143,34 @@ struct GatherLoader {
         k_first(first_chunk(params.k)),
         v_first(first_chunk(params.v)) {}
 
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, int n) const {
+  template <bool kIsInner>
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, uint32_t n) const {
     const int tile_keys = kTileKv >> keys.step_heads_shift;
     const int key = tile_begin + (row & (tile_keys - 1));
-    if (key >= keys.end) return {-1, 0, 0};
+    if (!kIsInner && key >= keys.end) return {-1, 0};
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
-    const int slot = n % kPageIdSlots;
-    ptx::cp_async_4(ptx::shared_address(&page_ids.of_row[slot][row]),
+    ptx::cp_async_4(ptx::shared_address(&page_ids.of_row[n % kPageIdSlots][row]),
                     kv_indices + keys.page_begin + page_idx);
-    return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kTileKvShift, slot};
+    return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kTileKvShift};
   }
 
-  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
+  template <bool kIsInner>
+  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load(rows, kv_head, Destination{params.k, k_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination{params.k, k_first, stage, full});
   }
 
-  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
+  template <bool kIsInner>
+  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load(rows, kv_head, Destination{params.v, v_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination{params.v, v_first, stage, full});
   }
 
-  __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, Element* k_stage, uint64_t* k_full,
-                                          Element* v_stage, uint64_t* v_full) const {
-    load(rows, kv_head, Destination{params.k, k_first, k_stage, k_full},
-         Destination{params.v, v_first, v_stage, v_full});
+  template <bool kIsInner>
+  __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, uint32_t n, Element* k_stage,
+                                          uint64_t* k_full, Element* v_stage, uint64_t* v_full) const {
+    load<kIsInner>(rows, kv_head, n, Destination{params.k, k_first, k_stage, k_full},
+                   Destination{params.v, v_first, v_stage, v_full});
   }
 
  private:
@@ -185,15 +191,16 @@ struct GatherLoader {
   }
 
   /// The same rows into each of the stages.
-  template <class... Destinations>
-  __device__ __forceinline__ void load(const Rows& rows, int kv_head, const Destinations&... to) const {
-    const bool valid = rows.token >= 0;
-    const uint32_t page = valid ? page_ids.of_row[rows.slot][row] : 0;
+  template <bool kIsInner, class... Destinations>
+  __device__ __forceinline__ void load(const Rows& rows, int kv_head, uint32_t n,
+                                       const Destinations&... to) const {
+    const bool valid = kIsInner || rows.token >= 0;
+    const uint32_t page = valid ? page_ids.of_row[n % kPageIdSlots][row] : 0;
     const auto offset = [&](const GatheredTensor& source) {
       return page * source.page_chunks + rows.token * source.token_chunks +
              (kv_head + rows.head) * source.head_chunks;
     };
-    if (__all_sync(0xffffffff, valid)) {
+    if (kIsInner || __all_sync(0xffffffff, valid)) {
       (copy_rows<true>(to.first, offset(to.source), first_target(to.stage)), ...);
     } else {
       (copy_rows<false>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)), ...);

@@ -17,6 +17,12 @@
 
 namespace onewave {
 
+/// Of the rings. K and V of a tile are in stages of the same number, and used one after another.
+struct NarrowPositions {
+  RingPosition<kQueryStages> q;
+  RingPosition<kNumStages> kv;
+};
+
 /// `kRows`: packed rows, padded to 8, 16 or 32.
 template <int kRows>
 class NarrowConsumer {
@@ -29,14 +35,14 @@ class NarrowConsumer {
 
  public:
   __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
-                                            NarrowStorage& storage, KindRings& rings, KindPositions& at,
+                                            NarrowStorage& storage, KindRings& rings, NarrowPositions& at,
                                             int step_heads_shift)
       : params_(params),
         work_(work),
         storage_(storage),
         rings_(rings),
         at_(at),
-        scales_(params, work.header),
+        score_log2_(Scales(params, work.header).score_log2),
         step_heads_shift_(step_heads_shift),
         lane_(threadIdx.x % 32) {
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
@@ -63,36 +69,40 @@ class NarrowConsumer {
       }
       rings_.q.release(at_.q);
     }
-    const ItemKeys keys(item, work_.actual_kv_lens());
-    const int all_visible = PackedRows(work_, item, keys).visible_end(0);
+    const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
-    const int kv_end = keys.end;
     const int tile_keys = kTileKv >> step_heads_shift_;
-    for (int tile_begin = last_tile_begin(kv_begin, kv_end, step_heads_shift_); tile_begin >= kv_begin;
-         tile_begin -= tile_keys) {
-      const int first_key = tile_begin + warp_key_;
-      float scores[kBlocks][4] = {};
-      rings_.k.wait_full(at_.k);
-      multiply_keys(scores, q);
-      rings_.k.release(at_.k);
-      if (tile_begin + tile_keys > all_visible) mask(scores, PackedRows(work_, item, keys), first_key);
-      uint32_t weights[kBlocks][2];
-      softmax(scores, rows, out, weights);
-      rings_.v.wait_full(at_.v);
-      if (first_key + 16 <= kv_end) {
-        multiply_values<false>(out, weights, 16);
-      } else {
-        multiply_values<true>(out, weights, kv_end - first_key);
-      }
-      rings_.v.release(at_.v);
-    }
+    int tile_begin = last_tile_begin(kv_begin, item.kv_end, step_heads_shift_);
+    do {
+      add_tile<true>(item, tile_begin + warp_key_, q, rows, out);
+      tile_begin -= tile_keys;
+    } while (tile_begin >= kv_begin && tile_begin + tile_keys > all_visible);
+    for (; tile_begin >= kv_begin; tile_begin -= tile_keys)
+      add_tile<false>(item, tile_begin + warp_key_, q, rows, out);
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
-    NarrowJoin<kRows>(storage_.join, scales_, step_heads_shift_)
+    NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header), step_heads_shift_)
         .run(Output(params_, work_, item, packed, kv_head), rows, out);
   }
 
  private:
+  /// This warp's 16 keys of a tile. kAtEdge: some row may not see some key of the tile.
+  template <bool kAtEdge>
+  __device__ __forceinline__ void add_tile(const WorkItem& item, int first_key, const QueryFragments& q,
+                                           RowState (&rows)[2 * kBlocks],
+                                           float (&out)[kHeadDim / 16][kBlocks][4]) {
+    float scores[kBlocks][4] = {};
+    rings_.k.wait_full(at_.kv);
+    multiply_keys(scores, q);
+    rings_.k.arrive_empty(at_.kv);
+    if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
+    uint32_t weights[kBlocks][2];
+    softmax(scores, rows, out, weights);
+    rings_.v.wait_full(at_.kv);
+    multiply_values<kAtEdge>(out, weights, item.kv_end - first_key);
+    rings_.v.release(at_.kv);
+  }
+
   /// B operands of two steps of 16 head columns for packed rows 8 j .. 8 j + 7: registers 2 s, 2 s + 1 for
   /// step s.
   __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
@@ -104,7 +114,7 @@ class NarrowConsumer {
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
-    const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.k.stage()]);
+    const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.kv.stage()]);
     const uint32_t first = first_chunk(tile + k_row_, lane_) ^ lane_ / 16 * 16;
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
@@ -153,10 +163,10 @@ class NarrowConsumer {
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2)
           tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lanes));
-        const float factor = rows[2 * j + c].raise_max(tile_max, scales_.score_log2);
-        const float scaled_max = finite_max(rows[2 * j + c].m) * scales_.score_log2;
-        scores[j][c] = rows[2 * j + c].add(scores[j][c], scales_.score_log2, scaled_max);
-        scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], scales_.score_log2, scaled_max);
+        const float factor = rows[2 * j + c].raise_max(tile_max, score_log2_);
+        const float scaled_max = finite_max(rows[2 * j + c].m) * score_log2_;
+        scores[j][c] = rows[2 * j + c].add(scores[j][c], score_log2_, scaled_max);
+        scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], score_log2_, scaled_max);
 #pragma unroll
         for (int m = 0; m < kHeadDim / 16; ++m) {
           out[m][j][c] *= factor;
@@ -174,7 +184,7 @@ class NarrowConsumer {
   __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
-    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.v.stage()]) + v_row_;
+    const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.kv.stage()]) + v_row_;
     const uint32_t first = first_chunk(row, lane_) ^ lane_ / 8 % 2 * 16;
     const int pair = lane_ % 4 * 2;  // of keys, in each fragment register
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
@@ -200,8 +210,8 @@ class NarrowConsumer {
   const Work& work_;
   NarrowStorage& storage_;
   KindRings& rings_;
-  KindPositions& at_;
-  const Scales scales_;
+  NarrowPositions& at_;
+  const float score_log2_;      ///< as in Scales
   const int step_heads_shift_;  ///< log2 of the kv heads of a step
   const int lane_;
   int head_;        ///< of the step, that of this warp
@@ -213,7 +223,7 @@ class NarrowConsumer {
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
                                                const HeadCursor& cursor, NarrowStorage& storage,
-                                               KindRings& rings, KindPositions& at,
+                                               KindRings& rings, NarrowPositions& at,
                                                int32_t& is_last_arrival) {
   const int thread = threadIdx.x - kWarpgroupThreads;
   const WorkItem& item = cursor.item();

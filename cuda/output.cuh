@@ -71,11 +71,13 @@ struct Output {
 
 /// Rows that see no key: all consumer threads.
 __device__ __forceinline__ void store_empty(const Output& output, int thread) {
-  for (int i = thread; i < output.item.num_rows * (kHeadDim / 4); i += kConsumerThreads) {
-    const int row = i / (kHeadDim / 4);
+  const int num_rows = output.item.num_rows;
+  for (int i = thread; i < output.item.heads_per_step * num_rows * (kHeadDim / 4); i += kConsumerThreads) {
+    const int head = i / (kHeadDim / 4) / num_rows;
+    const int row = i / (kHeadDim / 4) - head * num_rows;
     const int col = i % (kHeadDim / 4) * 4;
-    output.store_4(0, row, col, make_float4(0.f, 0.f, 0.f, 0.f));
-    if (col == 0) output.store_lse(0, row, -INFINITY);
+    output.store_4(head, row, col, make_float4(0.f, 0.f, 0.f, 0.f));
+    if (col == 0) output.store_lse(head, row, -INFINITY);
   }
 }
 

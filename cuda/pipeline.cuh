@@ -22,6 +22,7 @@ struct RingPosition {
   __device__ __forceinline__ uint32_t parity() const { return count / kStages % 2; }
   __device__ __forceinline__ void advance() { ++count; }
   __device__ __forceinline__ RingPosition previous() const { return {count - 1}; }
+  __device__ __forceinline__ RingPosition next() const { return {count + 1}; }
 };
 
 /// By every lane of a consumer warp, when all it did before may be taken as done.
@@ -61,8 +62,13 @@ struct Ring {
   }
 
   /// By every consumer warp, once all its lanes have read the stage.
-  __device__ __forceinline__ void release(RingPosition<kStages>& position) {
+  __device__ __forceinline__ void arrive_empty(const RingPosition<kStages>& position) {
     arrive_warp(&empty[position.stage()]);
+  }
+
+  /// And goes on to the next.
+  __device__ __forceinline__ void release(RingPosition<kStages>& position) {
+    arrive_empty(position);
     position.advance();
   }
 };

@@ -22,8 +22,21 @@ using KvLoader = std::conditional_t<kGather, GatherLoader<kKind>, TmaLoader<kKin
 /// One tile of keys, of the kv heads that the item takes together.
 template <class Loader>
 struct KvTile {
+  static constexpr bool kIsInner = false;  ///< not known
+
   bool valid;
   bool is_first;  ///< of its (item, kv head)
+  int kv_head;
+  typename Loader::Rows rows;
+};
+
+/// One that is not the first: it has all its keys.
+template <class Loader>
+struct InnerTile {
+  static constexpr bool kIsInner = true;
+  static constexpr bool valid = true;
+  static constexpr bool is_first = false;
+
   int kv_head;
   typename Loader::Rows rows;
 };
@@ -64,17 +77,17 @@ struct WideItems {
 template <class Items, class Loader, class Queue>
 class KvTileStream {
  public:
-  __device__ __forceinline__ KvTileStream(const Work& work, const Loader& loader,
-                                          const typename Items::Cursor& cursor, Queue& queue)
-      : work_(work), loader_(loader), cursor_(cursor), queue_(queue) {
+  __device__ __forceinline__ KvTileStream(const Loader& loader, const typename Items::Cursor& cursor,
+                                          Queue& queue)
+      : loader_(loader), cursor_(cursor), queue_(queue) {
     enter();
   }
 
-  /// Begins to read the tile's page ids.
-  __device__ __forceinline__ KvTile<Loader> next() {
+  /// Begins to read the page ids of the n-th.
+  __device__ __forceinline__ KvTile<Loader> next(uint32_t n) {
     if (!cursor_.valid()) return {};
     const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(),
-                              loader_.lookup(keys_, tile_begin_, num_tiles_++)};
+                              loader_.template lookup<false>(keys_, tile_begin_, n)};
     if constexpr (Items::kKind == Kind::kWide) {
       if (is_near_end()) queue_.near_end();
     }
@@ -90,11 +103,25 @@ class KvTileStream {
     return tile;
   }
 
+  /// Whether the next tile is neither the first nor the last of its (item, kv head), and the queue is not to
+  /// be told of it.
+  __device__ __forceinline__ bool is_inside() const {
+    return !is_first_ && tile_begin_ - keys_.begin > (Items::kKind == Kind::kWide ? kKeysAhead : 0);
+  }
+
+  /// next(), where it is inside.
+  __device__ __forceinline__ typename Loader::Rows next_inside(uint32_t n) {
+    const typename Loader::Rows rows = loader_.template lookup<true>(keys_, tile_begin_, n);
+    tile_begin_ -= kTileKv >> keys_.step_heads_shift;
+    return rows;
+  }
+
  private:
+  static constexpr int kKeysAhead = 2 * kTileKv;
+
   /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
   /// one to have time for it.
   __device__ __forceinline__ bool is_near_end() const {
-    constexpr int kKeysAhead = 2 * kTileKv;
     const int keys_left = tile_begin_ - keys_.begin;
     return (keys_left == kKeysAhead || (is_first_ && keys_left < kKeysAhead)) && cursor_.is_last_head();
   }
@@ -103,21 +130,16 @@ class KvTileStream {
     if constexpr (Items::kKind == Kind::kNarrow) cursor_.skip_keyless();
     if (!cursor_.valid()) return;
     const WorkItem& item = cursor_.item();
-    // What is in the queue's slots is as the run has it.
-    const int kv_end =
-        Items::kKind == Kind::kNarrow ? ItemKeys(item, work_.actual_kv_lens()).end : item.kv_end;
-    keys_ = {item.kv_begin, kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
+    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
     tile_begin_ = last_tile_begin(keys_.begin, keys_.end, keys_.step_heads_shift);
     is_first_ = true;
   }
 
-  const Work& work_;
   const Loader& loader_;
   typename Items::Cursor cursor_;
   Queue& queue_;
   KeyRange keys_;
   int tile_begin_;
-  int num_tiles_ = 0;
   bool is_first_;
 };
 
@@ -200,59 +222,73 @@ inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNumStages > 2;
 
 /// The gathering cubins: all producer threads load Q, K and V, and look page ids up two tiles ahead.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
-__device__ __forceinline__ void load_together(const Work& work, const Loader& loader,
-                                              const typename Items::Cursor& cursor, Queue& queue,
-                                              KindTiles& tiles, KindRings& rings, Queries& queries) {
-  KvTileStream<Items, Loader, Queue> stream(work, loader, cursor, queue);
+__device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
+                                              Queue& queue, KindTiles& tiles, KindRings& rings,
+                                              Queries& queries) {
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   // A cp.async group: the page ids of a tile, and what was asked for since the group before.
-  const auto next = [&] {
-    const KvTile<Loader> tile = stream.next();
+  const auto next = [&](uint32_t n) {
+    const KvTile<Loader> tile = stream.next(n);
     ptx::cp_async_commit_group();
     return tile;
   };
-  RingPosition<kNumStages> at_k, at_v;
-  const auto wait_for_k_stage = [&](const KvTile<Loader>& tile) {
+  using Position = RingPosition<kNumStages>;
+  const auto wait_for_k_stage = [&](const auto& tile, Position at) {
     if (tile.is_first) {
-      if (at_k.count > 0) queries.advance();
+      if (at.count > 0) queries.advance();
       queries.load();
     }
-    rings.k.wait_empty(at_k);
+    rings.k.wait_empty(at);
   };
-  const auto load_k = [&](const KvTile<Loader>& tile) {
-    wait_for_k_stage(tile);
+  const auto load_k = [&](const auto& tile, Position at) {
+    wait_for_k_stage(tile, at);
     ptx::cp_async_wait_group<1>();
-    loader.load_k(tile.rows, tile.kv_head, tiles.k[at_k.stage()], &rings.k.full[at_k.stage()]);
-    at_k.advance();
+    loader.load_k<tile.kIsInner>(tile.rows, tile.kv_head, at.count, tiles.k[at.stage()],
+                                 &rings.k.full[at.stage()]);
   };
-  const auto load_v = [&](const KvTile<Loader>& tile) {
-    rings.v.wait_empty(at_v);
-    loader.load_v(tile.rows, tile.kv_head, tiles.v[at_v.stage()], &rings.v.full[at_v.stage()]);
-    at_v.advance();
+  const auto load_v = [&](const auto& tile, Position at) {
+    rings.v.wait_empty(at);
+    loader.load_v<tile.kIsInner>(tile.rows, tile.kv_head, at.count, tiles.v[at.stage()],
+                                 &rings.v.full[at.stage()]);
   };
-  const auto load_kv = [&](const KvTile<Loader>& tile) {
-    wait_for_k_stage(tile);
-    rings.v.wait_empty(at_k);
+  const auto load_kv = [&](const auto& tile, Position at) {
+    wait_for_k_stage(tile, at);
+    rings.v.wait_empty(at);
     ptx::cp_async_wait_group<2>();
-    const int stage = at_k.stage();
-    loader.load_kv(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage], tiles.v[stage],
-                   &rings.v.full[stage]);
-    at_k.advance();
+    const int stage = at.stage();
+    loader.load_kv<tile.kIsInner>(tile.rows, tile.kv_head, at.count, tiles.k[stage], &rings.k.full[stage],
+                                  tiles.v[stage], &rings.v.full[stage]);
   };
-  KvTile<Loader> tile = next();
-  KvTile<Loader> next_tile = next();
-  if (!kLoadsKvAtOnce<Items::kKind> && tile.valid) load_k(tile);
-  while (tile.valid) {
-    const KvTile<Loader> later_tile = next();
+  const auto load = [&](const auto& tile, const auto& next_tile, Position at) {
     if constexpr (kLoadsKvAtOnce<Items::kKind>) {
-      load_kv(tile);
+      load_kv(tile, at);
     } else {
       // In the order in which the consumers use them, and so release them.
-      if constexpr (Items::kKind == Kind::kNarrow) load_v(tile);
-      if (next_tile.valid) load_k(next_tile);
-      if constexpr (Items::kKind == Kind::kWide) load_v(tile);
+      if constexpr (Items::kKind == Kind::kNarrow) load_v(tile, at);
+      if (next_tile.valid) load_k(next_tile, at.next());
+      if constexpr (Items::kKind == Kind::kWide) load_v(tile, at);
     }
+  };
+  Position at;
+  KvTile<Loader> tile = next(0);
+  KvTile<Loader> next_tile = next(1);
+  if (!kLoadsKvAtOnce<Items::kKind> && tile.valid) load_k(tile, at);
+  while (tile.valid) {
+    const KvTile<Loader> later_tile = next(at.count + 2);
+    load(tile, next_tile, at);
     tile = next_tile;
     next_tile = later_tile;
+    at.advance();
+    if (tile.is_first || next_tile.is_first) continue;
+    // Where a stream spends its time: no code of what is done once an item.
+    while (stream.is_inside()) {
+      const typename Loader::Rows later_rows = stream.next_inside(at.count + 2);
+      ptx::cp_async_commit_group();
+      load(InnerTile<Loader>{tile.kv_head, tile.rows}, InnerTile<Loader>{tile.kv_head, next_tile.rows}, at);
+      tile.rows.advance(next_tile.rows);
+      next_tile.rows.advance(later_rows);
+      at.advance();
+    }
   }
 }
 
@@ -265,14 +301,13 @@ __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
 template <class Items, class Loader, class Queue, class Load>
-__device__ __forceinline__ void load_tiles(const Work& work, const Loader& loader,
-                                           const typename Items::Cursor& cursor, Queue& queue,
-                                           Ring<kNumStages>& ring, bool gently, Load&& load) {
+__device__ __forceinline__ void load_tiles(const Loader& loader, const typename Items::Cursor& cursor,
+                                           Queue& queue, Ring<kNumStages>& ring, bool gently, Load&& load) {
   RingPosition<kNumStages> at;
-  KvTileStream<Items, Loader, Queue> stream(work, loader, cursor, queue);
-  KvTile<Loader> tile = stream.next();
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+  KvTile<Loader> tile = stream.next(0);
   while (tile.valid) {
-    const KvTile<Loader> next_tile = stream.next();
+    const KvTile<Loader> next_tile = stream.next(at.count + 1);
     ring.wait_empty(at);
     if (Items::kKind == Kind::kNarrow && gently && at.count > 0) ring.wait_full(at.previous());
     load(tile, at.stage());
@@ -296,18 +331,18 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     queue.begin();
     const auto cursor = source.cursor();
     Queries queries(params, work, cursor, tiles, items, rings, rows_shift);
-    load_together<Items>(work, loader, cursor, queue, tiles, rings, queries);
+    load_together<Items>(loader, cursor, queue, tiles, rings, queries);
     queries.end();
   } else if (warp == 0) {
     auto request = source.draw_request();
     request.begin();
-    load_tiles<Items>(work, loader, source.cursor(), request, rings.k, gently,
+    load_tiles<Items>(loader, source.cursor(), request, rings.k, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
                         loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
                       });
   } else if (warp == 1) {
     NoQueue queue;
-    load_tiles<Items>(work, loader, source.cursor(), queue, rings.v, gently,
+    load_tiles<Items>(loader, source.cursor(), queue, rings.v, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
                         loader.load_v(tile.rows, tile.kv_head, tiles.v[stage], &rings.v.full[stage]);
                       });

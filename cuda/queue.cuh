@@ -128,18 +128,7 @@ class ItemQueue {
         word = reinterpret_cast<const int32_t*>(work_.items + index)[lane()];
       reinterpret_cast<int32_t*>(&slots_.items[n % kQueueSlots])[lane()] = word;
     }
-    if (work_.actual_kv_lens() != nullptr) take_actual_keys(slots_.items[n % kQueueSlots]);
     arrive_warp(&slots_.full[n % kQueueSlots]);
-  }
-
-  /// By all lanes, which have written it.
-  __device__ __forceinline__ void take_actual_keys(WorkItem& item) const {
-    __syncwarp();
-    if (lane() > 0 || item.num_rows == 0) return;
-    const ItemKeys keys(item, work_.actual_kv_lens());
-    item.kv_end = keys.end;
-    item.causal_shift = keys.causal_shift;
-    item.kv_len = keys.len;
   }
 
   const KernelParams& params_;

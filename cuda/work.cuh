@@ -24,13 +24,6 @@ struct Work {
         cta(plan_section<CtaRecord>(plan, kCtasOffset)[blockIdx.x]),
         group_size(header->group_size),
         group_inverse((kGroupUnit + header->group_size - 1) / header->group_size) {}
-
-  /// Null where the lengths are the plan's, as they always are with a gathered cache: beside CTAs that
-  /// multiply, the streams of those cubins lose 5 % and more to the few instructions that ask.
-  __device__ __forceinline__ const int32_t* actual_kv_lens() const {
-    if constexpr (kGather) return nullptr;
-    return reinterpret_cast<const int32_t*>(header->actual_kv_lens);
-  }
 };
 
 __device__ __forceinline__ bool has_work(const void* plan) {
@@ -50,7 +43,7 @@ __device__ __forceinline__ bool has_wide_items(const PlanHeader* header) {
   return header->wide_begin < header->num_items;
 }
 
-/// In the plan: a run with other lengths may leave nothing of them. Such an item has one tile of no keys.
+/// Planned with keys it may have lost them (update_kv_lens()): a wide one then has one tile of none.
 __device__ __forceinline__ bool has_keys(const WorkItem& item) { return item.kv_begin < item.kv_end; }
 
 /// Walks the items [begin, end), step by step of kv heads; the producer and the consumers do so identically.
@@ -116,17 +109,13 @@ class PackedRows {
  public:
   PackedRows() = default;
 
-  /// With the keys as planned: what rows see of a narrow item may be less (ItemKeys).
   __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item)
-      : PackedRows(work, item, ItemKeys(item)) {}
-
-  __device__ __forceinline__ PackedRows(const Work& work, const WorkItem& item, const ItemKeys& keys)
       : group_size_(work.group_size), group_inverse_(work.group_inverse) {
     const int first_token = item.row_begin / group_size_;
     first_head_ = item.row_begin - first_token * group_size_;
     q_token_begin_ = item.q_token_begin + first_token;
-    first_visible_ = keys.causal_shift + first_token + 1;
-    kv_end_ = keys.end;
+    first_visible_ = item.causal_shift + first_token + 1;
+    kv_end_ = item.kv_end;
   }
 
   __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {

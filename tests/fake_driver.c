@@ -20,6 +20,7 @@ int capability = 90;
 int kernel_param_bytes = 832; /* of attention */
 int append_param_bytes = 176;
 int merge_param_bytes = 216;
+int kv_lens_param_bytes = 8;
 int is_capturing = 0;
 int is_gone = 0; /* it answers as at the end of a process */
 int record_result = SUCCESS;
@@ -108,7 +109,8 @@ static struct kernel {
   int* param_bytes;
 } kernels[] = {{"onewave_attention", &kernel_param_bytes},
                {"onewave_append", &append_param_bytes},
-               {"onewave_merge_states", &merge_param_bytes}};
+               {"onewave_merge_states", &merge_param_bytes},
+               {"onewave_update_kv_lens", &kv_lens_param_bytes}};
 
 int cuLibraryGetKernel(struct kernel** kernel, void* library, const char* name) {
   (void)library;

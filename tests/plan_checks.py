@@ -33,6 +33,7 @@ class Batch:
     num_ctas: int = 132
     split_policy: _core.SplitPolicy = _core.SplitPolicy.BALANCED
     max_batch_size: int | None = None  # None: just its requests
+    actual_kv_lens: np.ndarray | None = None  # int32; lengths are upper bounds then
 
     @property
     def group_size(self) -> int:
@@ -79,6 +80,7 @@ class Batch:
             kv_len_arr.ctypes.data,
             0,
             self.costs(),
+            actual_kv_len_arr=0 if self.actual_kv_lens is None else self.actual_kv_lens.ctypes.data,
         )
 
     def costs(self) -> _core.CostModel:

@@ -109,7 +109,7 @@ BOUNDED = {
 
 
 @pytest.mark.parametrize("split_policy", ["balanced", "fixed"])
-@pytest.mark.parametrize("page_size", [8, 16])
+@pytest.mark.parametrize("page_size", [1, 3, 8, 16])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", BOUNDED)
 def test_lengths_that_are_known_when_it_runs(
@@ -144,7 +144,8 @@ def test_lengths_that_are_known_when_it_runs(
         outputs.check(batch.expected(causal))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            attention.run(outputs.q, paged.kv_cache, outputs.out, outputs.lse)
+            attention.update_kv_lens()
+            attention.run(outputs.q, paged.kv_cache, outputs.out, outputs.lse, enable_pdl=True)
         shorter = [replace_keys(batch, kept) for kept in (0.5, 0.0)]
         for other in shorter:
             actual.copy_(other.paged(page_size).kv_len_arr)
@@ -152,18 +153,6 @@ def test_lengths_that_are_known_when_it_runs(
             graph.replay()
             outputs.check(other.expected(causal))
         actual.copy_(paged.kv_len_arr)
-
-
-def test_lengths_of_gathered_pages_are_known_when_it_is_planned(seed: int) -> None:
-    batch = DenseBatch(MIXED, HEADS, torch.bfloat16, seed)
-    paged = batch.paged(1)
-    attention = make_attention(batch)
-    arguments = (HEADS.num_qo_heads, HEADS.num_kv_heads, HEADS.head_dim, HEADS.head_dim, 1)
-    csr = (paged.qo_indptr, paged.kv_indptr, paged.kv_indices, paged.kv_len_arr)
-    with pytest.raises(
-        ValueError, match="actual_kv_len_arr is given; it must be null with pages of 1 tokens"
-    ):
-        attention.plan(*csr, *arguments, actual_kv_len_arr=paged.kv_len_arr.cuda())
 
 
 def replace_keys(batch: DenseBatch, kept: float) -> DenseBatch:

@@ -218,7 +218,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 5")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 6")):
         altered = Plan(whole)
         altered.header[field] = 7
         no_plans.append((altered.to_bytes(), message))
@@ -308,7 +308,7 @@ def run_with(
     attention: onewave.BatchAttention, plan_bytes: bytes, batch: DenseBatch, paged: Paged
 ) -> Outputs:
     """A run of other bytes than those that the planner wrote."""
-    attention._engine._plan = plan_bytes
+    attention._engine._updated_plan = plan_bytes
     outputs = Outputs(batch)
     attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
     return outputs

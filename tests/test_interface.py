@@ -224,7 +224,7 @@ def test_lse_may_be_left_out() -> None:
 
 
 def test_lengths_that_are_known_when_it_runs() -> None:
-    """Planned from bounds: the same as planned from the lengths, which every run reads anew."""
+    """Planned from bounds: the same as planned from the lengths, as plan() and update_kv_lens() find them."""
     kv_lens = plan_arguments()["kv_len_arr"]
     bounds = kv_lens + int32(5, 12)
     actual = kv_lens.clone()
@@ -236,6 +236,7 @@ def test_lengths_that_are_known_when_it_runs() -> None:
     )
     for lens in (kv_lens, kv_lens - 9, int32(0, 3), bounds):
         actual.copy_(lens)
+        bounded.update_kv_lens()
         exact = small_attention()
         exact.plan(
             **block_table_arguments(kv_len_arr=lens, block_table=torch.ones(2, 7, dtype=torch.int32)),
@@ -244,7 +245,20 @@ def test_lengths_that_are_known_when_it_runs() -> None:
         for one, other in zip(run(bounded), run(exact), strict=True):
             torch.testing.assert_close(one, other)
     actual.copy_(bounds + 1)  # counts as the bound
+    bounded.update_kv_lens()
     assert torch.equal(run(bounded)[0], run(exact)[0])
+    actual.zero_()  # not read by a run
+    assert torch.equal(run(bounded)[0], run(exact)[0])
+
+
+def test_lengths_are_read_outside_of_compiled_graphs_and_after_a_plan() -> None:
+    attention = small_attention()
+    with pytest.raises(RuntimeError, match=r"update_kv_lens\(\) needs a plan"):
+        attention.update_kv_lens()
+    attention.plan(**plan_arguments())
+    before = run(attention)
+    attention.update_kv_lens()  # of a plan whose lengths are no bounds
+    assert torch.equal(run(attention)[0], before[0])
 
 
 @pytest.mark.parametrize(

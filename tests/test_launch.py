@@ -26,6 +26,7 @@ from fake_driver import (
     Step,
 )
 from onewave import _core
+from onewave.plan_format import Plan
 
 Check = Callable[[Path], None]
 
@@ -135,7 +136,7 @@ def check_captures_of_others_are_left_alone(path: Path) -> None:
 def check_code_is_loaded_before_any_launch(path: Path) -> None:
     fake = FakeDriver(path)
     Step()
-    assert fake.get("num_loads") == 1
+    assert fake.get("num_loads") == 2  # attention's, and what updates lengths
 
 
 def check_waiting_destructor_lets_threads_go_on(path: Path) -> None:
@@ -233,6 +234,24 @@ def check_programmatic_dependent_launch(path: Path) -> None:
         assert fake.get("launch_overlaps") == enable_pdl
 
 
+def check_lengths_are_updated_by_one_launch(path: Path) -> None:
+    """Behind the copy of a plan that has bounds, and whenever it is asked for: a graph may have it for later plans."""
+    fake = FakeDriver(path)
+    step = Step()
+    with pytest.raises(ValueError, match=r"update_kv_lens\(\) needs a plan; call plan\(\) first"):
+        step.attention.update_kv_lens(0)
+    step.plan()
+    assert (fake.get("num_copies"), fake.get("num_launches")) == (1, 0)
+    step.attention.update_kv_lens(0)
+    step.attention.plan(*step.spec, 0, actual_kv_len_arr=0xABC0)
+    assert (fake.get("num_copies"), fake.get("num_launches")) == (2, 2)
+    config = (ctypes.c_uint * 7).in_dll(fake.library, "launch_config")
+    assert list(config) == [16, 1, 1, 256, 1, 1, 0] and fake.get("launch_overlaps") == 0
+    assert ctypes.c_uint64.in_dll(fake.library, "launch_params").value == step.workspace
+    plan = Plan(step.attention.plan_bytes())
+    assert plan.header["actual_kv_lens"] == 0xABC0 and len(plan.item_bounds) == len(plan.items) > 0
+
+
 def check_tensor_maps(path: Path) -> None:
     fake = FakeDriver(path)
     step = Step()
@@ -316,6 +335,7 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_run_is_one_launch,
         check_a_scale_in_place_of_the_plans,
         check_programmatic_dependent_launch,
+        check_lengths_are_updated_by_one_launch,
         check_tensor_maps,
         check_gathered_pages_need_no_map,
         check_bad_construction,

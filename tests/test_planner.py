@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onewave import _core
 from onewave.plan_format import Plan
-from plan_checks import Batch, check_plan
+from plan_checks import Batch, check_plan, check_request
 
 LENGTHS = st.one_of(
     st.tuples(st.integers(0, 3000), st.integers(0, 9)),  # decode and verification, empty ones too
@@ -40,6 +40,34 @@ def batches(draw: st.DrawFn) -> Batch:
 @given(batches())
 def test_invariants(batch: Batch) -> None:
     check_plan(batch, batch.plan())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), batches())
+def test_bounds_are_planned_as_lengths_and_updated_to_any_below(data: st.DataObject, bounds: Batch) -> None:
+    """Of the lengths that stand in the array when it is read, each allowed (kv head, row, key) is seen once."""
+    actual = bounds.kv_len_arr.copy()
+    plan = replace(bounds, actual_kv_lens=actual).plan()
+    check_plan(bounds, plan)
+    assert (plan.items == bounds.plan().items).all() and len(plan.item_bounds) == len(plan.items)
+    for _ in range(2):
+        actual[:] = [data.draw(st.integers(-3, kv_len + 300)) for kv_len in bounds.kv_len_arr]
+        updated = Plan(_core.update_kv_lens(plan.to_bytes()))
+        assert (updated.item_bounds == plan.item_bounds).all()
+        lens = np.clip(actual, 0, bounds.kv_len_arr)
+        batch = replace(
+            bounds,
+            requests=[(int(kv_len), qo) for kv_len, (_, qo) in zip(lens, bounds.requests, strict=True)],
+        )
+        for request in range(len(batch.requests)):
+            check_request(batch, updated, request)
+        plan = updated  # what was read before makes no difference
+
+
+def test_without_bounds_there_is_nothing_to_update() -> None:
+    plan = Batch([(3000, 1), (500, 200)]).plan()
+    assert len(plan.item_bounds) == 0
+    assert _core.update_kv_lens(plan.to_bytes()) == plan.to_bytes()
 
 
 @settings(max_examples=20, deadline=None)
@@ -184,6 +212,15 @@ def test_narrow_work_leaves_sms_to_wide_work() -> None:
     plan = Batch([(8192, 1)] * 64 + [(8192, 8192)]).plan()
     has_narrow = plan.ctas["narrow_end"] > plan.ctas["narrow_begin"]
     assert 0 < has_narrow.sum() < 132
+
+
+def test_beside_wide_work_a_few_ctas_stream_heads_together() -> None:
+    """What the few stream is long enough for it, what each of all CTAs would is not."""
+    decodes = [(8192, 1)] * 128
+    shape = {"num_qo_heads": 64, "num_kv_heads": 4, "head_dim": 64, "page_size": 1}
+    mixed = Batch([*decodes, (8192, 4096)], **shape).plan()
+    assert (mixed.items["heads_per_step"][: mixed.header["wide_begin"]] == 4).all()
+    assert (Batch(decodes, **shape).plan().items["heads_per_step"] == 1).all()
 
 
 def test_whole_wide_items_run_longest_first() -> None:

@@ -25,10 +25,14 @@ __device__ __forceinline__ void tma_load_5d(void* destination, const void* tenso
       : "memory");
 }
 
-/// The same address, whose origin the compiler does not see.
+/// The same value, whose origin the compiler does not see.
 __device__ __forceinline__ const char* opaque(const char* address) {
   asm("" : "+l"(address));
   return address;
+}
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const void* tensor_map) {

@@ -187,6 +187,9 @@ class RunArgs:
         v_scale_ptr: int,
     ) -> None: ...
 
+def update_kv_lens(plan: bytes) -> bytes:
+    """The plan with the lengths that its actual_kv_len_arr, on the host, has now; as it is without one."""
+
 def execute_plan(plan: bytes, args: RunArgs, num_threads: int) -> None:
     """Runs a plan on the CPU with num_threads threads (0: one per core), without holding the GIL."""
 
@@ -248,6 +251,9 @@ class DeviceAttention:
         actual_kv_len_arr: int = 0,
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
+
+    def update_kv_lens(self, stream: int) -> None:
+        """One small launch on `stream` that reads the last plan's actual_kv_len_arr."""
 
     def run(self, args: RunArgs, stream: int, enable_pdl: bool = False) -> None:
         """One launch on `stream`; neither allocates nor synchronises."""

@@ -19,6 +19,9 @@ class Engine(Protocol):
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
         """Replaces the plan; leaves the last one where it raises."""
 
+    def update_kv_lens(self) -> None:
+        """For the runs from now on; plan() does so too."""
+
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None: ...
 
     def plan_bytes(self) -> bytes:
@@ -38,6 +41,7 @@ class CpuEngine:
         self._shape = shape
         self._costs = _core.CostModel(shape, calibration or _core.calibration_of(""))
         self._plan = b""
+        self._updated_plan = b""  # with the lengths of now
         self._held: tuple[torch.Tensor | None, ...] = ()  # the plan holds their addresses
 
     def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
@@ -53,9 +57,13 @@ class CpuEngine:
             **batch.options(kv_indices),
         )
         self._held = (kv_indices, batch.actual_kv_len_arr)
+        self.update_kv_lens()
+
+    def update_kv_lens(self) -> None:
+        self._updated_plan = _core.update_kv_lens(self._plan)
 
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
-        _core.execute_plan(self._plan, args, 0)
+        _core.execute_plan(self._updated_plan, args, 0)
 
     def plan_bytes(self) -> bytes:
         return self._plan
@@ -95,6 +103,9 @@ class DeviceEngine:
             **batch.options(kv_indices),
         )
         self._held = (kv_indices, batch.actual_kv_len_arr)
+
+    def update_kv_lens(self) -> None:
+        self._attention.update_kv_lens(current_stream(self._device))
 
     def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
         self._attention.run(args, current_stream(self._device), enable_pdl)

@@ -135,17 +135,17 @@ class BatchAttention:
         block_table: int32 [batch_size or more rows, pages], a row of page ids for each request, of which its keys
             take as many as they need; in place of kv_indptr and kv_indices, which are None then. Handled like
             kv_indices; rows may have any stride.
-        actual_kv_len_arr: int32 [batch_size or more] on `device`: what the lengths are, read by every run, where
-            kv_len_arr has upper bounds only (asynchronous scheduling, speculation). It is used in place until the next
-            plan(); a value above its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for
-            the bounds. On a GPU page_size is a power of two from 8 up.
+        actual_kv_len_arr: int32 [batch_size or more] on `device`: what the lengths are, where kv_len_arr has upper
+            bounds only (asynchronous scheduling, speculation). plan() enqueues a small kernel that reads it, after what
+            is on the stream; update_kv_lens() reads it again. It is used in place until the next plan(); a value above
+            its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for the bounds.
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
 
         Cost: planning on the host and one copy to the GPU on the current stream; it waits only when four earlier
-        copies are still in flight. Length tensors on the GPU add three copies and one synchronisation of the
+        copies are still in flight. Upper bounds add one small launch. Length tensors on the GPU add three copies and one synchronisation of the
         stream, a kv_indices on the host one copy and two allocations. The first plan of a shape allocates.
 
         Raises ValueError or TypeError for arguments, also for more query tokens or pages than the tensors have that
@@ -181,6 +181,23 @@ class BatchAttention:
         engine.plan(batch, causal, scale)
         self._engine = engine
         self._planned = _Planned(checker, batch.total_qo_len, batch.max_page_id)
+
+    def update_kv_lens(self) -> None:
+        """Reads the plan's actual_kv_len_arr once more: all runs after it have the lengths that stand there then.
+
+        For lengths that change between two runs of one plan, or are written inside the CUDA graph that has the runs: a
+        replay reads the tensor that was given to the last plan(). Without one it does nothing.
+
+        Cost: one small launch on the current stream. Raises RuntimeError before the first plan(), and inside
+        torch.compile.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "update_kv_lens() is inside torch.compile; it must run outside, before the graph"
+            )
+        if self._engine is None:
+            raise RuntimeError("update_kv_lens() needs a plan; call plan() first")
+        self._engine.update_kv_lens()
 
     def run(
         self,

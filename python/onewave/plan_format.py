@@ -46,6 +46,7 @@ class Plan:
     ctas: np.ndarray
     items: np.ndarray
     split_tiles: np.ndarray
+    item_bounds: np.ndarray  # empty where the lengths are no upper bounds
     counters: np.ndarray
 
     def __init__(self, data: bytes) -> None:
@@ -62,6 +63,8 @@ class Plan:
         self.ctas = section(dtypes["CtaRecord"], "ctas_offset", "num_ctas")
         self.items = section(dtypes["WorkItem"], "items_offset", "num_items")
         self.split_tiles = section(dtypes["SplitTile"], "split_tiles_offset", "num_split_tiles")
+        num_bounds = self.header["num_items"] if self.header["item_bounds_offset"] else 0
+        self.item_bounds = section(dtypes["ItemBounds"], "item_bounds_offset", int(num_bounds))
         self.counters = section(
             numpy.dtype("<u4"), "counters_offset", 1 + int(self.header["num_split_tiles"])
         )

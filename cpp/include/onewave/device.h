@@ -48,10 +48,17 @@ class DeviceAttention {
   /// are in flight. batch.kv_indices is a device address, used in place until the next plan. `batch.shape`
   /// must equal the constructor's. Where it throws InvalidArgument, the last plan stays; where the upload
   /// itself fails, what the device has is not known, and there is no plan until one succeeds.
+  ///
+  /// With batch.actual_kv_len_arr, a device address in use until the next plan, update_kv_lens() follows.
   const PlanHeader* plan(const BatchSpec& batch, void* stream);
 
-  /// The last plan, in the pinned buffer it was written to: valid until the next plan. Null before the first,
-  /// and after an upload that failed.
+  /// Reads the last plan's actual_kv_len_arr, for all runs until the next call or plan: one small launch on
+  /// `stream`, which does nothing where the plan has none. Safe in a stream capture; a replay reads the array
+  /// of the last plan.
+  void update_kv_lens(void* stream);
+
+  /// The last plan, in the pinned buffer it was written to, with the lengths as planned: valid until the next
+  /// plan. Null before the first, and after an upload that failed.
   const PlanHeader* last_plan() const;
 
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the

@@ -33,6 +33,11 @@ struct RunArgs {
   const float* v_scale_ptr = nullptr;
 };
 
+/// Gives the items of a plan on the host the keys that its requests have by now, in
+/// BatchSpec::actual_kv_len_arr; any number of times, before a run each. Without such an array it does
+/// nothing. A plan that is fresh from plan_batch() has the upper bounds.
+void update_kv_lens(PlanHeader* plan);
+
 /// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit
 /// inputs. All it does comes from the plan's records, which it does not change: several calls may run one
 /// plan at the same time. Allocates the partials; uses `num_threads` threads (0: one per core), of which the

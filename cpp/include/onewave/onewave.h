@@ -8,8 +8,8 @@
 /// writes the same plan to a buffer, execute_plan() runs it.
 ///
 /// Threads. Functions may be called from any thread, several at a time, also with the same arguments, as long
-/// as no two calls write to the same memory: plan_batch() to its buffer, predict_items() to `us`,
-/// execute_plan() to out and lse. What they read may be shared: batches, a plan, a CostModel, a Calibration.
+/// as no two calls write to the same memory: plan_batch() to its buffer, update_kv_lens() to its
+/// plan, predict_items() to `us`, execute_plan() to out and lse. What they read may be shared: batches, a plan, a CostModel, a Calibration.
 /// plan_batch() keeps scratch memory in each thread that calls it, until that thread ends; execute_plan()
 /// joins the threads that it starts before it returns. An object of type DeviceAttention serves one thread at
 /// a time, any thread, and its workspace one stream at a time; two objects know nothing of each other, on one

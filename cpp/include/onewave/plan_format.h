@@ -5,7 +5,7 @@
 /// from it (onewave.plan_format).
 ///
 ///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
-///   | uint32 counters[num_split_tiles + 1]
+///   | ItemBounds[num_items], where the lengths are upper bounds | uint32 counters[num_split_tiles + 1]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -18,7 +18,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 5;
+inline constexpr uint32_t kPlanVersion = 6;
 
 /// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -52,9 +52,9 @@ struct PlanHeader {
   int32_t num_first_items;  ///< wide items that are some CTA's first_item
   uint32_t
       num_draws;  ///< of the queue's counter in a launch: the other wide items, and an empty one by every CTA
-  uint32_t reserved;        ///< 0: named, since padding may be anything, and equal batches have equal plans
-  uint64_t actual_kv_lens;  ///< address of [batch_size] int32 that each run reads, on the side of kv_indices;
-                            ///< 0: the lengths are those of the plan
+  uint32_t item_bounds_offset;  ///< 0: there are none, the lengths are those of the plan
+  uint64_t actual_kv_lens;      ///< address of [batch_size] int32 that update_kv_lens() reads, on the side of
+                                ///< kv_indices; 0: there are none
   uint64_t kv_indices;  ///< address of the page table, int32 page ids: host for the executor, device for the
                         ///< kernel
   int32_t batch_size;
@@ -83,12 +83,9 @@ struct CtaRecord {
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
 ///
-/// Where the header has actual_kv_lens, a request has that many keys, n, but kv_len at most: the range ends
-/// at n where that is less, and causal_shift is less by kv_len - n. Nothing may be left of it.
-///
 /// heads_per_step kv heads are done together (1, or as cpp/head_groups.h has it; 1 where the item is wide or
-/// has no keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie side by
-/// side, memory is then read in longer runs.
+/// is planned without keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie
+/// side by side, memory is then read in longer runs.
 struct WorkItem {
   int32_t request;        ///< index in the batch
   int32_t q_token_begin;  ///< row of q and out at which the request starts
@@ -97,7 +94,6 @@ struct WorkItem {
   int32_t causal_shift;  ///< row r sees the keys < min(kv_end, causal_shift + r / group_size + 1)
   int32_t kv_begin;      ///< a multiple of kTileKv / heads_per_step
   int32_t kv_end;        ///< == kv_begin: nothing to see; the output is 0 and the lse -inf
-  int32_t kv_len;        ///< keys of the request, as planned
   int32_t page_begin;    ///< index in kv_indices of the request's first page
   int32_t kv_head_begin;
   int32_t kv_head_end;     ///< heads_per_step divides the range
@@ -127,11 +123,19 @@ struct SplitTile {
       is_of_one_cta;  ///< not 0: one CTA has all of its items, narrow ones, in this order one after another
 };
 
+/// An item as planned, where a request may turn out to have fewer keys: what update_kv_lens() starts from
+/// each time.
+struct ItemBounds {
+  int32_t causal_shift;
+  int32_t kv_end;
+  int32_t kv_len;  ///< keys of the request: its upper bound
+};
+
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
 inline constexpr uint32_t kCtasOffset = 112;
 
 static_assert(sizeof(PlanHeader) == 112 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 56 && sizeof(SplitTile) == 32);
+static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 32 && sizeof(ItemBounds) == 12);
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;
@@ -147,24 +151,15 @@ ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
   return num_rows <= 8 ? 3 : num_rows <= 16 ? 4 : 5;
 }
 
-/// An item's keys: as planned, or as a run has them that reads the requests' lengths.
-struct ItemKeys {
-  int32_t end;
-  int32_t causal_shift;
-  int32_t len;  ///< of the request
-
-  ONEWAVE_HOST_DEVICE explicit ItemKeys(const WorkItem& item)
-      : end(item.kv_end), causal_shift(item.causal_shift), len(item.kv_len) {}
-
-  /// `actual_kv_lens`: the header's, or null.
-  ONEWAVE_HOST_DEVICE ItemKeys(const WorkItem& item, const int32_t* actual_kv_lens) : ItemKeys(item) {
-    if (actual_kv_lens == nullptr) return;
-    const int32_t actual = actual_kv_lens[item.request];
-    if (actual < len) len = actual > 0 ? actual : 0;
-    if (len < end) end = len > item.kv_begin ? len : item.kv_begin;
-    causal_shift += len - item.kv_len;
-  }
-};
+/// Gives an item the keys that its request has: `actual_kv_len` of them, but at least 0, and at most as many
+/// as were planned. Its range may end sooner then, or have no keys, and the mask moves with the last key.
+ONEWAVE_HOST_DEVICE inline void set_kv_len(WorkItem& item, const ItemBounds& bounds, int32_t actual_kv_len) {
+  int32_t kv_len = actual_kv_len < bounds.kv_len ? actual_kv_len : bounds.kv_len;
+  if (kv_len < 0) kv_len = 0;
+  const int32_t kv_end = kv_len < bounds.kv_end ? kv_len : bounds.kv_end;
+  item.kv_end = kv_end > item.kv_begin ? kv_end : item.kv_begin;
+  item.causal_shift = bounds.causal_shift - (bounds.kv_len - kv_len);
+}
 
 /// The records of the section at `offset` bytes.
 template <class Record>

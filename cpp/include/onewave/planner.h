@@ -37,9 +37,8 @@ struct BatchSpec {
   /// A block table has a row of page ids for each request, of which its keys take as many as they need.
   int32_t block_table_width = 0;   ///< page ids of a row
   int64_t block_table_stride = 0;  ///< from a row to the next
-  /// [batch_size] tokens that each run reads, an address of the side that runs; kv_len_arr are upper bounds
-  /// then, which what is above them counts as. Null: kv_len_arr are the lengths, as they have to be on a GPU
-  /// with Loader::kGather.
+  /// [batch_size] tokens that update_kv_lens() reads, an address of the side that runs; kv_len_arr are upper
+  /// bounds then, which what is above them counts as. Null: kv_len_arr are the lengths.
   const int32_t* actual_kv_len_arr = nullptr;
 };
 

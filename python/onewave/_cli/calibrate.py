@@ -204,6 +204,10 @@ def _measure_memory(bench: Bench, record: dict[str, Any]) -> list[dict[str, Any]
     return points
 
 
+def _both_bounds(one: float, other: float) -> float:
+    return float((one**-POWER + other**-POWER) ** (-1 / POWER))
+
+
 def _other_bound(both: float, one: float) -> float:
     """Of two bounds of a rate, the one that is not known; three times the rate where it does not show."""
     least = both * (1 - 3**-POWER) ** (-1 / POWER)
@@ -254,10 +258,14 @@ def _measure_narrow(
     bench: Bench, record: dict[str, Any], entry: dict[str, Any], rows: tuple[int, int]
 ) -> float:
     """The least that one CTA draws while the others multiply."""
+
+    def rate(num_kv_heads: int, num_ctas: int) -> float:
+        # A first rate tells how much work the others need to be at it nearly as long.
+        found = _measure_narrow_beside(bench, record, entry, rows, num_kv_heads, num_ctas, 60.0, 0.6)
+        return _measure_narrow_beside(bench, record, entry, rows, num_kv_heads, num_ctas, found, 0.85)
+
     return min(
-        _measure_narrow_beside(bench, record, entry, rows, num_kv_heads, bench.num_ctas // part)
-        for num_kv_heads in NUM_KV_HEADS
-        for part in NARROW_PARTS
+        rate(num_kv_heads, bench.num_ctas // part) for num_kv_heads in NUM_KV_HEADS for part in NARROW_PARTS
     )
 
 
@@ -268,16 +276,26 @@ def _measure_narrow_beside(
     rows: tuple[int, int],
     num_kv_heads: int,
     num_ctas: int,
+    cta_gb_per_s: float,
+    wide_part: float,
 ) -> float:
-    """`num_ctas` CTAs stream, and are done last."""
+    """`num_ctas` CTAs stream, and are done last; the others multiply for `wide_part` of the time that `cta_gb_per_s`
+    lets expect."""
     group_size, qo_len = rows
     kernel = Kernel(entry["head_dim"], entry["loader"])
     shape = _shape(kernel, group_size, num_kv_heads)
     decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim * 8 // num_kv_heads)
     narrow = replace(shape, requests=decodes)
-    # Rates with which the planner takes that many, and the work that the others have done by then.
-    guess_us = narrow.num_bytes / (num_ctas * 60.0) * 1e-3
-    steps = 0.6 * guess_us * (bench.num_ctas - num_ctas) / (1.25 * entry["wide_step_us"])
+    # Rates with which the planner takes that many, and the work that the others do meanwhile.
+    drawn = _both_bounds(to_core(record).memory_gb_per_s(num_ctas), num_ctas * cta_gb_per_s)
+    steps = (
+        wide_part
+        * narrow.num_bytes
+        / drawn
+        * 1e-3
+        * (bench.num_ctas - num_ctas)
+        / (1.25 * entry["wide_step_us"])
+    )
     tiles = max(round(steps / (KV_LEN // TILE_KV) / num_kv_heads), 1)
     prompt = Request(KV_LEN, max(tiles * WIDE_TILE_Q // group_size, 2 * WIDE_TILE_Q))
     forced = record | {
@@ -293,17 +311,22 @@ def _measure_narrow_beside(
 
 
 def _measure_slowdowns(bench: Bench, record: dict[str, Any], entry: dict[str, Any]) -> dict[str, float]:
-    """Batches of about as much narrow as wide work, the latter in long units, and in short ones."""
+    """Batches of which a third of the CTAs stream, beside wide work in long units, and such of short units."""
     part = 128 // entry["head_dim"]
-    long = [(Request(KV_LEN, 1),) * (n * part) + (Request(KV_LEN, 32 * n),) for n in (40, 48, 64, 80, 96)]
+    # Fewer queries, and the memory is the bound, whatever the number. Half of the batches have decodes of all lengths:
+    # how units of one length divide among the CTAs moves a batch by up to 9 %.
+    long = [
+        (*(Request(kv_len, 1) for kv_len in _lens(n * part, octaves)), Request(KV_LEN, 64 * n))
+        for n in (40, 56, 72, 88)
+        for octaves in (0, 2)
+    ]
     short = [
         (Request(KV_LEN // 8, 1),) * (n * part) + (Request(qo_len, qo_len),)
         for n, qo_len in ((16, 128), (24, 256), (32, 512))
     ]
-    # A step of this grid moves a few CTAs, and how they divide the work moves a batch by up to 9 %.
     losses = _losses(bench, record, entry, "wide_slowdown", STEP_SLOWDOWNS, long)
     if losses:
-        entry = entry | {"wide_slowdown": _least_good(STEP_SLOWDOWNS, _smoothed(losses), tolerance=0.025)}
+        entry = entry | {"wide_slowdown": _least_good(STEP_SLOWDOWNS, losses, tolerance=0.005)}
     losses = _losses(bench, record, entry, "wide_unit_slowdown", UNIT_SLOWDOWNS, short)
     if losses:
         entry = entry | {"wide_unit_slowdown": _least_good(UNIT_SLOWDOWNS, losses, tolerance=0.005)}
@@ -335,8 +358,9 @@ def _losses(
     return [statistics.mean(of_one) for of_one in zip(*losses, strict=True)]
 
 
-def _smoothed(losses: Sequence[float]) -> list[float]:
-    return [statistics.mean(losses[max(i - 1, 0) : i + 2]) for i in range(len(losses))]
+def _lens(count: int, octaves: int) -> list[int]:
+    """Evenly spread on a logarithmic scale around KV_LEN."""
+    return [round(KV_LEN * 2 ** (octaves * ((i + 0.5) / count - 0.5))) for i in range(count)]
 
 
 def _least_good(candidates: Sequence[float], losses: Sequence[float], tolerance: float) -> float:
