@@ -2,8 +2,8 @@
 
     python3 bench/host_costs.py --output bench/results/host_costs_h100.json
 
-Each call is measured alone on an idle stream: the host's time is the median of single calls, each after a
-synchronisation; the GPU's is that of a CUDA graph with 50 such calls, divided by them, with the L2 warm (for plan(), which
+Each call is measured alone: the host's time is that of 20 calls in a row from an idle stream on, as the layers of a model
+make them, divided by 20; the GPU's is that of a CUDA graph with 50 such calls, divided by them, with the L2 warm (for plan(), which
 no graph takes, there is none). torch.compile's figure is what a compiled function that calls run() takes beside run().
 """
 
@@ -21,7 +21,7 @@ from onewave.bench import machine
 from rich.console import Console
 from rich.table import Table
 
-NUM_CALLS, NUM_IN_GRAPH = 200, 50
+NUM_IN_ROW, NUM_IN_GRAPH = 20, 50
 # A step of decodes.
 BATCH, KV_LEN, PAGE_SIZE, HEADS, KV_HEADS, HEAD_DIM = 64, 1024, 16, 32, 8, 128
 
@@ -30,12 +30,13 @@ Call = Callable[[], Any]
 
 def host_us(call: Call) -> float:
     times = []
-    for _ in range(NUM_CALLS + 20):
+    for _ in range(22):
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[20:]) * 1e6
+        for _ in range(NUM_IN_ROW):
+            call()
+        times.append((time.perf_counter() - begin) / NUM_IN_ROW)
+    return statistics.median(times[2:]) * 1e6
 
 
 def gpu_us(call: Call) -> float:
