@@ -344,8 +344,31 @@ void bind_executor(nb::module_& m) {
           "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
           "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
           "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "num_rows"_a,
-          "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a,
-          "v_scale_ptr"_a);
+          "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a)
+      .def(
+          "at",
+          [](const RunArgs& self, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t lse) {
+            RunArgs args = self;
+            args.q = pointer<const void>(q);
+            args.k.data = pointer<const void>(k);
+            args.v.data = pointer<const void>(v);
+            args.out = pointer<void>(out);
+            args.lse = pointer<float>(lse);
+            return args;
+          },
+          "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a)
+      .def(
+          "set_scales",
+          [](RunArgs& self, float sm_scale, float k_scale, float v_scale, uintptr_t sm_scale_ptr,
+             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
+            self.sm_scale = sm_scale;
+            self.k_scale = k_scale;
+            self.v_scale = v_scale;
+            self.sm_scale_ptr = pointer<const float>(sm_scale_ptr);
+            self.k_scale_ptr = pointer<const float>(k_scale_ptr);
+            self.v_scale_ptr = pointer<const float>(v_scale_ptr);
+          },
+          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
   m.def("update_kv_lens", &update_kv_len_bytes, "plan"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }

@@ -180,16 +180,36 @@ BAD_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first run", "later run"])
 @pytest.mark.parametrize("mistake", BAD_RUNS)
-def test_run_refuses(mistake: str) -> None:
+def test_run_refuses(mistake: str, is_first: bool) -> None:
+    """Also where the run before had the right arguments, whose layout is not checked again."""
     name, change, message = BAD_RUNS[mistake]
     attention = small_attention()
     attention.plan(**plan_arguments())
+    if not is_first:
+        attention.run(**run_arguments())
     arguments = run_arguments()
     with pytest.raises(ERRORS, match=name) as error:
         attention.run(**(arguments | {name: change(arguments.get(name))}))
     error.match(message)
     assert bool(arguments["out"].isnan().all() and arguments["lse"].isnan().all()), "something was written"
+
+
+def test_what_a_later_plan_needs_is_checked_again() -> None:
+    attention = small_attention()
+    attention.plan(**plan_arguments())
+    attention.run(**run_arguments())
+    attention.plan(**(plan_arguments() | {"qo_indptr": int32(0, 3, 5)}))
+    with pytest.raises(ValueError, match="q has 4 rows; it must have the plan's 5 or more"):
+        attention.run(**run_arguments())
+    attention.plan(**(plan_arguments() | {"kv_indices": int32(4, 0, 5, 1, 600)}))
+    with pytest.raises(ValueError, match="page id 600; it must be below"):
+        attention.run(**run_arguments())
+    halves = {"num_qo_heads": 2, "num_kv_heads": 1}
+    attention.plan(**(plan_arguments() | halves))
+    with pytest.raises(ValueError, match="q has shape"):
+        attention.run(**run_arguments())
 
 
 def test_run_before_plan() -> None:

@@ -186,6 +186,18 @@ class RunArgs:
         k_scale_ptr: int,
         v_scale_ptr: int,
     ) -> None: ...
+    def at(self, q: int, k: int, v: int, out: int, lse: int) -> RunArgs:
+        """The same of tensors at these addresses."""
+
+    def set_scales(
+        self,
+        sm_scale: float,
+        k_scale: float,
+        v_scale: float,
+        sm_scale_ptr: int,
+        k_scale_ptr: int,
+        v_scale_ptr: int,
+    ) -> None: ...
 
 def update_kv_lens(plan: bytes) -> bytes:
     """The plan with the lengths that its actual_kv_len_arr, on the host, has now; as it is without one."""

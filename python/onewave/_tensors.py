@@ -100,6 +100,39 @@ class KvCache(NamedTuple):
     num_pages: int
 
 
+KvTensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+def layout_of(
+    q: torch.Tensor, kv_cache: KvTensors, out: torch.Tensor | None, lse: torch.Tensor | None, return_lse: bool
+) -> tuple[Any, ...] | None:
+    """All that run() checks of its tensors, but for their addresses; None where one is not a tensor at all.
+
+    In one piece, since a model calls run() for every layer: each function of Python's would take as long as two of
+    these tuples.
+    """
+    try:
+        k, v = kv_cache if isinstance(kv_cache, (tuple, list)) else (kv_cache, None)
+        return (
+            (q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device),
+            None if v is None else (v.shape, v.stride(), v.dtype, v.device),
+            None if out is None else (out.shape, out.stride(), out.dtype, out.device),
+            return_lse if lse is None else (lse.shape, lse.stride(), lse.dtype, lse.device),
+        )
+    except (AttributeError, ValueError):
+        return None
+
+
+class CheckedTensors(NamedTuple):
+    """Tensors of a run that have passed: others of the same layout need no checks but those of their addresses."""
+
+    layout: tuple[Any, ...] | None
+    num_rows: int  # that q, out and lse have
+    num_pages: int
+    v_offset: int  # bytes from k to v where they are one tensor
+    args: _core.RunArgs  # without addresses and scales
+
+
 class TensorChecker:
     """Checks tensors of one device and cache layout against a shape."""
 
@@ -115,6 +148,42 @@ class TensorChecker:
             self._positions = (0, 2, 1)
             self._page = (shape.num_kv_heads, shape.page_size, shape.head_dim)
             self._page_meaning = "num_kv_heads, page_size, head_dim"
+
+    def check_run(
+        self,
+        q: torch.Tensor,
+        kv_cache: KvTensors,
+        out: torch.Tensor | None,
+        lse: torch.Tensor | None,
+        return_lse: bool,
+        num_rows: int,
+    ) -> CheckedTensors:
+        """All tensors of a run, in words where one is wrong. An `out` or `lse` that is None will be as q is."""
+        self.check_queries("q", q, num_rows)
+        cache = self.check_kv_cache(kv_cache)
+        if out is not None:
+            self.check_queries("out", out, num_rows)
+        if lse is not None:
+            self.check_lse(lse, num_rows)
+        num_qo_heads, head_dim = self.shape.num_qo_heads, self.shape.head_dim
+        out_strides = (num_qo_heads * head_dim, head_dim) if out is None else (out.stride(0), out.stride(1))
+        num_tensor_rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
+        args = _core.RunArgs(
+            CORE_DTYPES[q.dtype],
+            *(0, q.stride(0), q.stride(1)),
+            *(0, *cache.k[1:]),
+            *(0, *cache.v[1:]),
+            cache.num_pages,
+            *(0, *out_strides),
+            num_tensor_rows,
+            0,
+            *(0.0, 1.0, 1.0),
+            *(0, 0, 0),
+        )
+        layout = layout_of(q, kv_cache, out, lse, return_lse)
+        return CheckedTensors(
+            layout, num_tensor_rows, cache.num_pages, cache.v.address - cache.k.address, args
+        )
 
     def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
         """q or out: [at least num_rows, num_qo_heads, head_dim]."""
@@ -136,9 +205,7 @@ class TensorChecker:
             raise ValueError(f"lse has strides {tensor.stride()}; it must be contiguous")
         return tensor
 
-    def check_kv_cache(
-        self, kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor], name: str = "kv_cache"
-    ) -> KvCache:
+    def check_kv_cache(self, kv_cache: KvTensors, name: str = "kv_cache") -> KvCache:
         """One tensor [num_pages, 2, page], or (k, v) of [num_pages, page] each; a page is [page_size, num_kv_heads,
         head_dim] in the NHD layout and [num_kv_heads, page_size, head_dim] in HND."""
         if isinstance(kv_cache, (tuple, list)):
@@ -169,9 +236,17 @@ class TensorChecker:
             return 1.0, scale.data_ptr()
         return check_positive_float(name, scale, " or a float32 tensor of one element"), 0
 
-    def check_sm_scale(self, sm_scale: float | torch.Tensor | None) -> tuple[float, int]:
-        """What takes the place of the plan's, 0 for nothing, and the address of a factor on the device."""
-        return (0.0, 0) if sm_scale is None else self.check_scale("sm_scale", sm_scale)
+    def check_scales(
+        self,
+        sm_scale: float | torch.Tensor | None,
+        k_scale: float | torch.Tensor | None,
+        v_scale: float | torch.Tensor | None,
+    ) -> tuple[float, float, float, int, int, int]:
+        """Three factors, the first in place of the plan's (0: it stays), and three addresses."""
+        sm_factor, sm_address = (0.0, 0) if sm_scale is None else self.check_scale("sm_scale", sm_scale)
+        k_factor, k_address = self.check_scale("k_scale", k_scale)
+        v_factor, v_address = self.check_scale("v_scale", v_scale)
+        return sm_factor, k_factor, v_factor, sm_address, k_address, v_address
 
     def _check_num_rows(self, name: str, tensor: torch.Tensor, num_rows: int) -> None:
         if tensor.shape[0] < num_rows:

@@ -12,15 +12,24 @@ from onewave._batch import Batch, make_batch
 from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._ops import Scale, call_run, make_handle
-from onewave._tensors import Shape, ShapeArguments, TensorChecker, make_shape
+from onewave._tensors import (
+    CheckedTensors,
+    KvTensors,
+    Shape,
+    ShapeArguments,
+    TensorChecker,
+    layout_of,
+    make_shape,
+)
 from onewave._validate import (
+    ROW_ALIGNMENT,
     check_bool,
     check_kv_layout,
     check_no_grad,
     check_positive_float,
     check_unsupported,
 )
-from onewave.workspace import CORE_DTYPES, check_workspace, check_workspace_size, make_limits, resolve_device
+from onewave.workspace import check_workspace, check_workspace_size, make_limits, resolve_device
 
 
 class _Planned(NamedTuple):
@@ -101,6 +110,7 @@ class BatchAttention:
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
         self._captured: _Captured | None = None
+        self._checked: CheckedTensors | None = None  # of the last run
         self._shape_arguments: ShapeArguments | None = None
         self._checker: TensorChecker | None = None
         self._handle = make_handle(self)
@@ -180,6 +190,8 @@ class BatchAttention:
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         engine.plan(batch, causal, scale)
         self._engine = engine
+        if not is_same_shape:
+            self._checked = None
         self._planned = _Planned(checker, batch.total_qo_len, batch.max_page_id)
 
     def update_kv_lens(self) -> None:
@@ -240,9 +252,15 @@ class BatchAttention:
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
         before the first plan(), and in grad mode for a tensor that requires grad: there is no backward.
         """
-        check_unsupported("logits_soft_cap", logits_soft_cap, (0.0, None))
-        check_unsupported("profiler_buffer", profiler_buffer, (None,))
-        check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
+        if (
+            type(logits_soft_cap) is not float
+            or logits_soft_cap != 0.0
+            or profiler_buffer is not None
+            or kv_cache_sf is not None
+        ):
+            check_unsupported("logits_soft_cap", logits_soft_cap, (0.0, None))
+            check_unsupported("profiler_buffer", profiler_buffer, (None,))
+            check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
         check_bool("return_lse", return_lse)
         if lse is not None and not return_lse:
             raise ValueError("lse is given; it must be None with return_lse=False")
@@ -266,42 +284,57 @@ class BatchAttention:
         enable_pdl: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """run(), also where it was compiled: all that needs the plan or the tensors' memory."""
-        if self._engine is None or self._planned is None:
+        planned, checked = self._planned, self._checked
+        if self._engine is None or planned is None:
             raise RuntimeError("run() needs a plan; call plan() first")
-        check_no_grad(
-            q=q, kv_cache=kv_cache, out=out, lse=lse, k_scale=k_scale, v_scale=v_scale, sm_scale=sm_scale
+        if torch.is_grad_enabled():
+            check_no_grad(
+                q=q, kv_cache=kv_cache, out=out, lse=lse, k_scale=k_scale, v_scale=v_scale, sm_scale=sm_scale
+            )
+        layout = layout_of(q, kv_cache, out, lse, return_lse)
+        if (
+            checked is None
+            or layout is None
+            or checked.layout != layout
+            or checked.num_rows < planned.total_qo_len
+            or checked.num_pages <= planned.max_page_id
+        ):
+            checked = self._check_tensors(planned, q, kv_cache, out, lse, return_lse)
+        if out is None or lse is None:
+            out, lse = _allocate(q, out, lse, return_lse)
+        k, v = kv_cache if isinstance(kv_cache, (tuple, list)) else (kv_cache, None)
+        addresses = q_address, k_address, v_address, out_address = (
+            q.data_ptr(),
+            k.data_ptr(),
+            k.data_ptr() + checked.v_offset if v is None else v.data_ptr(),
+            out.data_ptr(),
         )
-        checker, num_rows = self._planned.checker, self._planned.total_qo_len
-        checker.check_queries("q", q, num_rows)
-        cache = checker.check_kv_cache(kv_cache)
-        _check_page_ids(self._planned.max_page_id, cache.num_pages)
+        if (q_address | k_address | v_address | out_address) % ROW_ALIGNMENT != 0:
+            self._check_tensors(planned, q, kv_cache, out, lse, return_lse)  # says which
         check_bool("enable_pdl", enable_pdl)
-        sm_factor, sm_scale_address = checker.check_sm_scale(sm_scale)
-        k_factor, k_scale_address = checker.check_scale("k_scale", k_scale)
-        v_factor, v_scale_address = checker.check_scale("v_scale", v_scale)
-        if out is not None:
-            checker.check_queries("out", out, num_rows)
-        if lse is not None:
-            checker.check_lse(lse, num_rows)
-        out, lse = _allocate(q, out, lse, return_lse)
-        num_tensor_rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
-        args = _core.RunArgs(
-            CORE_DTYPES[q.dtype],
-            *(q.data_ptr(), q.stride(0), q.stride(1)),
-            *cache.k,
-            *cache.v,
-            cache.num_pages,
-            *(out.data_ptr(), out.stride(0), out.stride(1)),
-            num_tensor_rows,
-            0 if lse is None else lse.data_ptr(),
-            *(sm_factor, k_factor, v_factor),
-            *(sm_scale_address, k_scale_address, v_scale_address),
-        )
+        args = checked.args.at(*addresses, 0 if lse is None else lse.data_ptr())
+        if sm_scale is not None or k_scale is not None or v_scale is not None:
+            args.set_scales(*planned.checker.check_scales(sm_scale, k_scale, v_scale))
         self._engine.run(args, enable_pdl)
         if self._is_capturing():
-            self._captured = self._captured or _Captured(num_tensor_rows, cache.num_pages)
-            self._captured.include(num_tensor_rows, cache.num_pages)
+            self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
+            self._captured.include(checked.num_rows, checked.num_pages)
         return out, lse
+
+    def _check_tensors(
+        self,
+        planned: _Planned,
+        q: torch.Tensor,
+        kv_cache: KvTensors,
+        out: torch.Tensor | None,
+        lse: torch.Tensor | None,
+        return_lse: bool,
+    ) -> CheckedTensors:
+        """Of a layout that is not the last run's."""
+        checked = planned.checker.check_run(q, kv_cache, out, lse, return_lse, planned.total_qo_len)
+        _check_page_ids(planned.max_page_id, checked.num_pages)
+        self._checked = checked
+        return checked
 
     def prewarm_paged_kv_stride_variant(self, variant: str = "independent") -> None:
         """Does nothing: FlashInfer compiles a second kernel for caches whose k and v differ in strides, and this
