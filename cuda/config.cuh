@@ -15,10 +15,12 @@ namespace onewave {
 
 // From a row of the kernel table in cmake/Kernels.cmake.
 using Element = ONEWAVE_DTYPE;
-inline constexpr int kHeadDim = ONEWAVE_HEAD_DIM;
+/// Columns of a row of Q and K, and of one of V and the output.
+inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM;
+inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM;
 /// K and V row by row with cp.async; otherwise a TMA box per page and 64-column panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
-static_assert(kHeadDim == 64 || kHeadDim == 128);
+static_assert(kHeadDimQk == 64 || kHeadDimQk == 128);
 
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
@@ -30,10 +32,10 @@ static_assert(kTileKv == 1 << kTileKvShift && kWideTileQ == 1 << kWideRowsShift)
 /// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle.
 inline constexpr int kPanelCols = 64;
 inline constexpr int kPanelRowBytes = 128;
-inline constexpr int kNumPanels = kHeadDim / kPanelCols;
+inline constexpr int kQkPanels = kHeadDimQk / kPanelCols;
+inline constexpr int kVoPanels = kHeadDimVo / kPanelCols;
 /// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
 inline constexpr int kChunkCols = 8;
-inline constexpr int kRowChunks = kHeadDim / kChunkCols;
 inline constexpr int kPanelChunks = kPanelCols / kChunkCols;
 
 inline constexpr int kWarpgroupThreads = 128;
@@ -57,13 +59,13 @@ inline constexpr int kArrivingLanes = 1;
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
 inline constexpr int kProducerRegisters = kGather ? 56 : 40;
-inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDim == 64 ? 216 : 224;
+inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 ? 216 : 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
 /// Stages of the K ring and of the V ring: 128 KiB together. 64 KiB already draw the whole bandwidth; the
 /// wide kind needs two of each to overlap.
-inline constexpr int kNumStages = 256 / kHeadDim;
+inline constexpr int kNumStages = 512 / (kHeadDimQk + kHeadDimVo);
 
 /// Query tiles: that of the next item is loaded while this one is in use.
 inline constexpr int kQueryStages = 2;
@@ -85,7 +87,7 @@ inline constexpr float kMaxRiseLog2 = 2.f;
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
 /// as the products, and left alone the warpgroups fall into step and wait for each other at both (1386 us of
 /// prefill_1x8k_d64 become 1187); at 128 the products rule, and a turn costs 1 %.
-inline constexpr bool kTakeTurns = kHeadDim == 64;
+inline constexpr bool kTakeTurns = kHeadDimVo == 64;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {

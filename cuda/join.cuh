@@ -29,14 +29,14 @@ class NarrowJoin {
         warp_(thread_ / 32) {}
 
   __device__ __forceinline__ void run(const Output& output, const RowState (&rows)[2 * kBlocks],
-                                      const float (&out)[kHeadDim / 16][kBlocks][4]) {
+                                      const float (&out)[kHeadDimVo / 16][kBlocks][4]) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
     publish_states(rows);
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     weigh_warps(output);
 #pragma unroll
-    for (int slice = 0; slice < kHeadDim / kSliceCols; ++slice) {
+    for (int slice = 0; slice < kHeadDimVo / kSliceCols; ++slice) {
       constexpr int kSliceBlocks = kSliceCols / 16;
 #pragma unroll
       for (int m = 0; m < kSliceBlocks; ++m) {
@@ -104,7 +104,7 @@ class NarrowJoin {
     };
     // One kv head: the reads of all warps together, 0.7 us less of an item that is alone. At head_dim 64 the
     // additional code slowed the wide loop by 1 %, wherever ptxas then put it.
-    if (kHeadDim == 128 && head_warps_shift_ == kConsumerWarpsShift) {
+    if (kHeadDimVo == 128 && head_warps_shift_ == kConsumerWarpsShift) {
 #pragma unroll
       for (int warp = 0; warp < kConsumerWarps; ++warp) add(warp);
       output.store_4(0, row, first_col + col, sum);

@@ -72,12 +72,13 @@ struct TmaLoader {
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
     if constexpr (kKind == Kind::kNarrow) {
-      load_boxes(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head, stage, full);
+      load_boxes<kQkPanels>(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head,
+                            stage, full);
     } else {
-      expect_stage(full);
+      expect_stage<kQkPanels>(full);
       if (lane >= kTileKv >> params.box_shift) return;
 #pragma unroll
-      for (int panel = 0; panel < kNumPanels; ++panel) {
+      for (int panel = 0; panel < kQkPanels; ++panel) {
         ptx::tma_load_5d(stage + (panel * kTileKv + (lane << params.box_shift)) * kPanelCols,
                          &params.k_panel_map, full, 0, rows.token, panel, kv_head, rows.page, policy);
       }
@@ -87,25 +88,27 @@ struct TmaLoader {
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
     const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
-    load_boxes(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
+    load_boxes<kVoPanels>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
   }
 
  private:
+  template <int kNumPanels>
   __device__ __forceinline__ void load_boxes(const TensorMap& map, const Rows& rows, int kv_head,
                                              Element* stage, uint64_t* full) const {
     const int heads_shift = kKind == Kind::kNarrow ? rows.step_heads_shift : 0;
     const TmaBox box(params, heads_shift);
     const int head_box = lane & ((1 << (heads_shift - box.heads_shift)) - 1);
-    expect_stage(full);
+    expect_stage<kNumPanels>(full);
     if (lane >= kTileKv >> box.rows_shift()) return;
-    ptx::tma_load_5d(stage + (lane << box.rows_shift()) * kHeadDim, &map, full, 0, rows.token, 0,
-                     kv_head + (head_box << box.heads_shift), rows.page, policy);
+    ptx::tma_load_5d(stage + (lane << box.rows_shift()) * (kNumPanels * kPanelCols), &map, full, 0,
+                     rows.token, 0, kv_head + (head_box << box.heads_shift), rows.page, policy);
   }
 
   /// Also says that the warp has read what it needed of items up to the stage before (queue.cuh).
+  template <int kNumPanels>
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     if (lane == 0) {
-      ptx::mbarrier_arrive_expect_tx(full, kStageElements * sizeof(Element));
+      ptx::mbarrier_arrive_expect_tx(full, kTileKv * kNumPanels * kPanelRowBytes);
     } else if (lane < kArrivingLanes) {
       ptx::mbarrier_arrive(full);
     }
@@ -157,20 +160,20 @@ struct GatherLoader {
   template <bool kIsInner>
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load<kIsInner>(rows, kv_head, n, Destination{params.k, k_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination<kQkPanels>{params.k, k_first, stage, full});
   }
 
   template <bool kIsInner>
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load<kIsInner>(rows, kv_head, n, Destination{params.v, v_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination<kVoPanels>{params.v, v_first, stage, full});
   }
 
   template <bool kIsInner>
   __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, uint32_t n, Element* k_stage,
                                           uint64_t* k_full, Element* v_stage, uint64_t* v_full) const {
-    load<kIsInner>(rows, kv_head, n, Destination{params.k, k_first, k_stage, k_full},
-                   Destination{params.v, v_first, v_stage, v_full});
+    load<kIsInner>(rows, kv_head, n, Destination<kQkPanels>{params.k, k_first, k_stage, k_full},
+                   Destination<kVoPanels>{params.v, v_first, v_stage, v_full});
   }
 
  private:
@@ -178,7 +181,10 @@ struct GatherLoader {
   static constexpr uint32_t kNoRow = UINT32_MAX;
 
   /// What a stage is filled from.
+  template <int kNumPanels>
   struct Destination {
+    static constexpr int kPanels = kNumPanels;
+
     const GatheredTensor& source;
     const char* first;
     Element* stage;
@@ -201,9 +207,10 @@ struct GatherLoader {
              (kv_head + rows.head) * source.head_chunks;
     };
     if (kIsInner || __all_sync(0xffffffff, valid)) {
-      (copy_rows<true>(to.first, offset(to.source), first_target(to.stage)), ...);
+      (copy_rows<true, to.kPanels>(to.first, offset(to.source), first_target(to.stage)), ...);
     } else {
-      (copy_rows<false>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)), ...);
+      (copy_rows<false, to.kPanels>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)),
+       ...);
     }
     // The shuffle tells the compiler that the address is the warp's.
     (ptx::cp_async_mbarrier_arrive_noinc(__shfl_sync(0xffffffff, ptx::shared_address(to.full), 0)), ...);
@@ -221,7 +228,7 @@ struct GatherLoader {
   ///
   /// `offset`: of this lane's row, in chunks from `first`; kNoRow: none, its row becomes zeros.
   /// `first_target`: of this lane's chunk in the first of the eight rows.
-  template <bool kAllValid>
+  template <bool kAllValid, int kNumPanels>
   __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
                                                    uint32_t first_target) {
 #pragma unroll
@@ -253,6 +260,7 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
                                              Element (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
   const int num_tile_rows = 1 << (rows_shift + step_heads_shift<kKind>(item));
+  constexpr int kRowChunks = kHeadDimQk / kChunkCols;
   const int chunk = thread % kRowChunks;
   const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
@@ -260,7 +268,7 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
     const int row = i & ((1 << rows_shift) - 1);
     const bool valid = row < item.num_rows;
     const QueryRow source = rows.query_row(kv_head + (i >> rows_shift), valid ? row : 0);
-    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / kHeadDim, i, chunk),
+    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / (kQkPanels * kPanelCols), i, chunk),
                               q + static_cast<int64_t>(source.token) * params.q_token_stride +
                                   static_cast<int64_t>(source.head) * params.q_head_stride,
                               valid);

@@ -16,9 +16,9 @@ __device__ __forceinline__ void merge_splits(const Output& output, const SplitTi
   constexpr int kBatch = 4;  ///< splits that are on their way together
   const int num_rows = output.item.num_rows;
   const int split_rows = output.item.heads_per_step * num_rows;
-  for (int i = thread; i < split_rows * (kHeadDim / 4); i += kConsumerThreads) {
-    const int step_row = i / (kHeadDim / 4);
-    const int col = i % (kHeadDim / 4) * 4;
+  for (int i = thread; i < split_rows * (kHeadDimVo / 4); i += kConsumerThreads) {
+    const int step_row = i / (kHeadDimVo / 4);
+    const int col = i % (kHeadDimVo / 4) * 4;
     int64_t partial_row = int64_t{tile.partial_row_begin} + step_row;
     float m = -INFINITY;
     float total = 0.f;
@@ -35,7 +35,7 @@ __device__ __forceinline__ void merge_splits(const Output& output, const SplitTi
         if (split + b < tile.num_splits) {
           lse[b] = output.params.partial_lse[partial_row];
           part[b] =
-              *reinterpret_cast<const float4*>(output.params.partial_out + partial_row * kHeadDim + col);
+              *reinterpret_cast<const float4*>(output.params.partial_out + partial_row * kHeadDimVo + col);
         }
         partial_row += split_rows;
         m = fmaxf(m, lse[b]);

@@ -27,10 +27,10 @@ struct NarrowPositions {
 template <int kRows>
 class NarrowConsumer {
   static constexpr int kBlocks = kRows / 8;  ///< of 8 packed rows, the N of one mma
-  static constexpr int kStepPairs = kHeadDim / 32;
+  static constexpr int kStepPairs = kHeadDimQk / 32;
   /// 32 rows of 128 columns would take 64 registers beside 128 of O^T: they are read anew for every stage,
   /// which adds 8 KiB a warp to the 8 KiB of K and V.
-  static constexpr bool kQueryInRegisters = kRows * kHeadDim <= 16 * 128;
+  static constexpr bool kQueryInRegisters = kRows * kHeadDimQk <= 16 * 128;
   using QueryFragments = uint32_t[kStepPairs][kBlocks][4];
 
  public:
@@ -49,16 +49,17 @@ class NarrowConsumer {
     const int head_warps_shift = kConsumerWarpsShift - step_heads_shift;
     head_ = warp >> head_warps_shift;
     warp_key_ = (warp & ((1 << head_warps_shift) - 1)) * 16;
-    const NarrowLayout layout(params, step_heads_shift);
-    k_row_ = layout.row_offset(head_, warp_key_ + lane_ % 16);
-    v_row_ = layout.row_offset(head_, warp_key_ + lane_ / 16 * 8 + lane_ % 8);
-    panel_bytes_ = layout.panel_bytes();
+    const NarrowLayout<kQkPanels> k_layout(params, step_heads_shift);
+    const NarrowLayout<kVoPanels> v_layout(params, step_heads_shift);
+    k_row_ = k_layout.row_offset(head_, warp_key_ + lane_ % 16);
+    v_row_ = v_layout.row_offset(head_, warp_key_ + lane_ / 16 * 8 + lane_ % 8);
+    panel_bytes_ = k_layout.panel_bytes();
   }
 
   /// `kv_head`: the first of the step.
   __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     QueryFragments q;
-    float out[kHeadDim / 16][kBlocks][4] = {};
+    float out[kHeadDimVo / 16][kBlocks][4] = {};
     RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
     rings_.q.wait_full(at_.q);
     if constexpr (kQueryInRegisters) {
@@ -90,7 +91,7 @@ class NarrowConsumer {
   template <bool kAtEdge>
   __device__ __forceinline__ void add_tile(const WorkItem& item, int first_key, const QueryFragments& q,
                                            RowState (&rows)[2 * kBlocks],
-                                           float (&out)[kHeadDim / 16][kBlocks][4]) {
+                                           float (&out)[kHeadDimVo / 16][kBlocks][4]) {
     float scores[kBlocks][4] = {};
     rings_.k.wait_full(at_.kv);
     multiply_keys(scores, q);
@@ -153,7 +154,7 @@ class NarrowConsumer {
 
   /// Weights of 16 keys, transposed in registers to the B operand of O^T += V^T P^T; O^T is rescaled.
   __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[2 * kBlocks],
-                                          float (&out)[kHeadDim / 16][kBlocks][4],
+                                          float (&out)[kHeadDimVo / 16][kBlocks][4],
                                           uint32_t (&weights)[kBlocks][2]) const {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
@@ -168,7 +169,7 @@ class NarrowConsumer {
         scores[j][c] = rows[2 * j + c].add(scores[j][c], score_log2_, scaled_max);
         scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], score_log2_, scaled_max);
 #pragma unroll
-        for (int m = 0; m < kHeadDim / 16; ++m) {
+        for (int m = 0; m < kHeadDimVo / 16; ++m) {
           out[m][j][c] *= factor;
           out[m][j][2 + c] *= factor;
         }
@@ -181,7 +182,7 @@ class NarrowConsumer {
   /// kMasked: V of keys past the request's last is taken as zero, whatever the page holds there (0 * NaN is
   /// NaN).
   template <bool kMasked>
-  __device__ __forceinline__ void multiply_values(float (&out)[kHeadDim / 16][kBlocks][4],
+  __device__ __forceinline__ void multiply_values(float (&out)[kHeadDimVo / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
     const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.kv.stage()]) + v_row_;
@@ -191,7 +192,7 @@ class NarrowConsumer {
     const uint32_t keep_high =
         (pair + 8 < valid_keys ? 0xffffu : 0u) | (pair + 9 < valid_keys ? 0xffff0000u : 0u);
 #pragma unroll
-    for (int m = 0; m < kHeadDim / 16; ++m) {
+    for (int m = 0; m < kHeadDimVo / 16; ++m) {
       uint32_t v[4];
       ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * panel_bytes_);
       if constexpr (kMasked) {

@@ -33,7 +33,7 @@ struct Output {
   }
 
   __device__ __forceinline__ float* partial_out_row(int head, int row) const {
-    return params.partial_out + (partial_row + head * item.num_rows + row) * kHeadDim;
+    return params.partial_out + (partial_row + head * item.num_rows + row) * kHeadDimVo;
   }
 
   __device__ __forceinline__ void store_final_lse(int head, int row, float lse) const {
@@ -72,10 +72,10 @@ struct Output {
 /// Rows that see no key: all consumer threads.
 __device__ __forceinline__ void store_empty(const Output& output, int thread) {
   const int num_rows = output.item.num_rows;
-  for (int i = thread; i < output.item.heads_per_step * num_rows * (kHeadDim / 4); i += kConsumerThreads) {
-    const int head = i / (kHeadDim / 4) / num_rows;
-    const int row = i / (kHeadDim / 4) - head * num_rows;
-    const int col = i % (kHeadDim / 4) * 4;
+  for (int i = thread; i < output.item.heads_per_step * num_rows * (kHeadDimVo / 4); i += kConsumerThreads) {
+    const int head = i / (kHeadDimVo / 4) / num_rows;
+    const int row = i / (kHeadDimVo / 4) - head * num_rows;
+    const int col = i % (kHeadDimVo / 4) * 4;
     output.store_4(head, row, col, make_float4(0.f, 0.f, 0.f, 0.f));
     if (col == 0) output.store_lse(head, row, -INFINITY);
   }

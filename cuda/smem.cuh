@@ -17,7 +17,8 @@
 
 namespace onewave {
 
-inline constexpr int kStageElements = kTileKv * kHeadDim;
+inline constexpr int kKStageElements = kTileKv * kQkPanels * kPanelCols;
+inline constexpr int kVStageElements = kTileKv * kVoPanels * kPanelCols;
 
 /// Page ids of the tiles that are on their way, by the rows of a stage. (In registers ptxas would have a warp
 /// wait for those that it has just asked for when it uses the ones before.)
@@ -30,9 +31,9 @@ using PageIds = std::conditional_t<kGather, GatheredPageIds, NoPageIds>;
 
 template <int kQueryRows>
 struct Tiles {
-  alignas(1024) Element q[kQueryStages][kQueryRows * kHeadDim];
-  alignas(1024) Element k[kNumStages][kStageElements];
-  alignas(1024) Element v[kNumStages][kStageElements];
+  alignas(1024) Element q[kQueryStages][kQueryRows * kQkPanels * kPanelCols];
+  alignas(1024) Element k[kNumStages][kKStageElements];
+  alignas(1024) Element v[kNumStages][kVStageElements];
 };
 
 using WideTiles = Tiles<kWideTileQ>;
@@ -40,7 +41,7 @@ using NarrowTiles = Tiles<kNarrowStepRows>;
 
 /// Columns of O^T that the join of a narrow item of `num_rows` padded rows adds up at a time: fewer as rows
 /// grow.
-__host__ __device__ constexpr int join_slice_cols(int num_rows) { return kHeadDim * 8 / num_rows; }
+__host__ __device__ constexpr int join_slice_cols(int num_rows) { return kHeadDimVo * 8 / num_rows; }
 /// Floats between rows of a slice: 4 of padding keep the transposed stores free of bank conflicts.
 __host__ __device__ constexpr int join_pitch(int num_rows) { return join_slice_cols(num_rows) + 4; }
 
@@ -81,6 +82,8 @@ static_assert(sizeof(SharedStorage) <= kSharedBytes);
 /// row of boxes, and a box panels of the page's tokens; K, whose 8-row groups must be 1024 bytes apart for
 /// wgmma, is a box for each panel. A gathered stage is one box.
 struct BoxLayout {
+  static constexpr int kNumPanels = kVoPanels;
+
   int box_shift;  ///< log2 of the tokens of a box, 3 .. 7
 
   /// Bytes to the row of a key, in the first panel.
@@ -118,8 +121,9 @@ struct TmaBox {
   __device__ __forceinline__ int rows_shift() const { return tokens_shift + heads_shift; }
 };
 
-/// Where the rows of a narrow stage lie, K and V alike: boxes by tokens, then by kv heads; a box holds for
-/// each kv head panels of its tokens. A gathered stage is panels of all its rows, kv head by kv head.
+/// Where the rows of a narrow stage lie, K's or V's: boxes by tokens, then by kv heads; a box holds for each
+/// kv head panels of its tokens. A gathered stage is panels of all its rows, kv head by kv head.
+template <int kNumPanels>
 struct NarrowLayout {
   TmaBox box;
   int step_heads_shift;

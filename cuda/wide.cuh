@@ -26,7 +26,7 @@
 namespace onewave {
 
 inline constexpr int kWideScores = kTileKv / 2;
-inline constexpr int kWideOut = kHeadDim / 2;
+inline constexpr int kWideOut = kHeadDimVo / 2;
 
 class WideConsumer {
  public:
@@ -170,7 +170,7 @@ class WideConsumer {
     for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
       unsigned char* chunk = stage + v_layout_.row_offset(i / kPanelChunks) + i % kPanelChunks * 16;
 #pragma unroll
-      for (int panel = 0; panel < kNumPanels; ++panel)
+      for (int panel = 0; panel < kVoPanels; ++panel)
         *reinterpret_cast<uint4*>(chunk + panel * v_layout_.panel_bytes()) = make_uint4(0, 0, 0, 0);
     }
     ptx::fence_proxy_async();
@@ -188,7 +188,7 @@ class WideConsumer {
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
+    for (int step = 0; step < kHeadDimQk / 16; ++step) {
       const int panel = step / kStepsPerPanel;
       const int bytes = step % kStepsPerPanel * 32;
       ptx::wgmma_m64n128k16<Element>(scores, q.at(panel * kWideTileQ * kPanelRowBytes + bytes),
