@@ -2,12 +2,12 @@
 
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
-///   rows = loader.lookup(keys, tile_begin, n)  starts reading the page ids of the n-th tile; used two tiles
-///                                              later
+///   rows = loader.lookup<kIsInner>(keys, tile_begin, n)  starts reading the page ids of the n-th tile; used
+///                                                        two tiles later. kIsInner: it has all its keys
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
-/// and the gathering one load_kv(), which does both.
+/// The gathering one wants to be told kIsInner and n again, and has load_kv(), which does both.
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
 /// left of the last page is the consumers' to mask.

@@ -232,6 +232,9 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   const int rows_shift = narrow_rows_shift(item.num_rows);
   const int heads_shift = step_heads_shift<Kind::kNarrow>(item);
   if (!has_keys(item)) {
+    // Some warps may still merge the tile before, whose partial rows these may be (finish_own_split): an item
+    // with keys has a barrier on its way.
+    if (item.split_tile >= 0) ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     const PackedRows packed(work, item);
     store_empty(Output(params, work, item, packed, kv_head), thread);
   } else if (rows_shift == 3) {

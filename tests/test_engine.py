@@ -155,6 +155,29 @@ def test_lengths_that_are_known_when_it_runs(
         actual.copy_(paged.kv_len_arr)
 
 
+def test_a_request_that_lost_its_keys_leaves_the_partials_before_it_alone(seed: int) -> None:
+    """With fixed splits the tiles of a CTA share their partial rows: the next tile's, of other rows and without keys,
+    are stored while some warps may still merge."""
+    lens = [group for _ in range(128) for group in (Lens(3000, 3), Lens(0, 8))]
+    batch = DenseBatch(lens, Heads(1, 1, 128), torch.bfloat16, seed)
+    paged = batch.paged(16)
+    bound = 16384
+    attention = onewave.BatchAttention(
+        max_batch_size=256, max_total_qo_len=2048, max_kv_len=bound, split_policy="fixed"
+    )
+    attention.plan(
+        *(paged.qo_indptr, None, None, torch.full((256,), bound, dtype=torch.int32), 1, 1, 128, 128, 16),
+        causal=True,
+        block_table=as_block_table(paged, bound // 16),
+        actual_kv_len_arr=paged.kv_len_arr.cuda(),
+    )
+    outputs = Outputs(batch)
+    expected = batch.expected(True)
+    for _ in range(20):
+        run_twice(attention, outputs, paged)
+        outputs.check(expected)
+
+
 def replace_keys(batch: DenseBatch, kept: float) -> DenseBatch:
     """The same queries, and the first part of the keys."""
     lens = [group._replace(kv_len=int(group.kv_len * kept)) for group in batch.lens]

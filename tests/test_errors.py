@@ -196,6 +196,15 @@ def test_run_refuses(mistake: str, is_first: bool) -> None:
     assert bool(arguments["out"].isnan().all() and arguments["lse"].isnan().all()), "something was written"
 
 
+def test_a_pair_is_no_single_cache_of_the_same_layout() -> None:
+    attention = small_attention()
+    attention.plan(**plan_arguments())
+    arguments = run_arguments()
+    attention.run(**arguments)
+    with pytest.raises(ERRORS, match="kv_cache"):
+        attention.run(**(arguments | {"kv_cache": (arguments["kv_cache"], None)}))
+
+
 def test_what_a_later_plan_needs_is_checked_again() -> None:
     attention = small_attention()
     attention.plan(**plan_arguments())

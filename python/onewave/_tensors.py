@@ -112,10 +112,14 @@ def layout_of(
     these tuples.
     """
     try:
-        k, v = kv_cache if isinstance(kv_cache, (tuple, list)) else (kv_cache, None)
+        if isinstance(kv_cache, (tuple, list)):
+            k, v = kv_cache
+            of_v = (v.shape, v.stride(), v.dtype, v.device)
+        else:
+            k, of_v = kv_cache, None
         return (
             (q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device),
-            None if v is None else (v.shape, v.stride(), v.dtype, v.device),
+            of_v,
             None if out is None else (out.shape, out.stride(), out.dtype, out.device),
             return_lse if lse is None else (lse.shape, lse.stride(), lse.dtype, lse.device),
         )

@@ -148,7 +148,8 @@ class BatchAttention:
         actual_kv_len_arr: int32 [batch_size or more] on `device`: what the lengths are, where kv_len_arr has upper
             bounds only (asynchronous scheduling, speculation). plan() enqueues a small kernel that reads it, after what
             is on the stream; update_kv_lens() reads it again. It is used in place until the next plan(); a value above
-            its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for the bounds.
+            its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for the bounds. The page table
+            has entries up to the bounds, which are not looked at above the lengths (on a CPU they are checked).
         head_dim_qk, head_dim_vo: 64 or 128, and equal.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
@@ -300,21 +301,23 @@ class BatchAttention:
             or checked.num_pages <= planned.max_page_id
         ):
             checked = self._check_tensors(planned, q, kv_cache, out, lse, return_lse)
-        if out is None or lse is None:
-            out, lse = _allocate(q, out, lse, return_lse)
         k, v = kv_cache if isinstance(kv_cache, (tuple, list)) else (kv_cache, None)
-        addresses = q_address, k_address, v_address, out_address = (
-            q.data_ptr(),
-            k.data_ptr(),
-            k.data_ptr() + checked.v_offset if v is None else v.data_ptr(),
-            out.data_ptr(),
-        )
-        if (q_address | k_address | v_address | out_address) % ROW_ALIGNMENT != 0:
+        q_address, k_address = q.data_ptr(), k.data_ptr()
+        v_address = k_address + checked.v_offset if v is None else v.data_ptr()
+        given = q_address | k_address | v_address | (0 if out is None else out.data_ptr())
+        if given % ROW_ALIGNMENT != 0:
             self._check_tensors(planned, q, kv_cache, out, lse, return_lse)  # says which
         check_bool("enable_pdl", enable_pdl)
-        args = checked.args.at(*addresses, 0 if lse is None else lse.data_ptr())
+        scales = None
         if sm_scale is not None or k_scale is not None or v_scale is not None:
-            args.set_scales(*planned.checker.check_scales(sm_scale, k_scale, v_scale))
+            scales = planned.checker.check_scales(sm_scale, k_scale, v_scale)
+        # No check comes after it.
+        if out is None or lse is None:
+            out, lse = _allocate(q, out, lse, return_lse)
+        lse_address = 0 if lse is None else lse.data_ptr()
+        args = checked.args.at(q_address, k_address, v_address, out.data_ptr(), lse_address)
+        if scales is not None:
+            args.set_scales(*scales)
         self._engine.run(args, enable_pdl)
         if self._is_capturing():
             self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
