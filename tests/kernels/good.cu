@@ -3,5 +3,5 @@
 #include "config.cuh"
 
 extern "C" __global__ void onewave_attention(const __grid_constant__ onewave::KernelParams params) {
-  if (params.lse != nullptr) params.lse[threadIdx.x] = onewave::kHeadDim;
+  if (params.lse != nullptr) params.lse[threadIdx.x] = onewave::kHeadDimVo;
 }
