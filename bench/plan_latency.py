@@ -60,7 +60,7 @@ def measure(requests: tuple[Request, ...], device: str, num_runs: int) -> dict[s
         workload.page_size,
     )
     limits = _core.PlanLimits(2048, 65536, 1 << 17, 132)
-    core_shape = _core.AttentionShape(*shape[:3], workload.page_size, _core.DType.BFLOAT16)
+    core_shape = _core.AttentionShape(*shape, _core.DType.BFLOAT16)
     addresses = [tensor.data_ptr() for tensor in lens]
     all_costs = {
         calibration.gpu: _core.CostModel(core_shape, calibration) for calibration in _core.calibrations()

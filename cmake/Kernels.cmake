@@ -3,15 +3,15 @@
 
 # Each row is cuda/attention.cu compiled once more.
 set(ONEWAVE_KERNELS
-    # dtype  head_dim  loader
-    "bf16    64        tma"
-    "bf16    64        gather"
-    "bf16    128       tma"
-    "bf16    128       gather"
-    "fp16    64        tma"
-    "fp16    64        gather"
-    "fp16    128       tma"
-    "fp16    128       gather")
+    # dtype  head_dim_qk  head_dim_vo  loader
+    "bf16    64           64           tma"
+    "bf16    64           64           gather"
+    "bf16    128          128          tma"
+    "bf16    128          128          gather"
+    "fp16    64           64           tma"
+    "fp16    64           64           gather"
+    "fp16    128          128          tma"
+    "fp16    128          128          gather")
 
 # Each row is a source of its own in cuda/, and the C++ constant of its cubin.
 set(ONEWAVE_OTHER_KERNELS
@@ -84,15 +84,19 @@ function(onewave_add_kernels out_sources)
   foreach(row IN LISTS ONEWAVE_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")
     list(GET row 0 dtype)
-    list(GET row 1 head_dim)
-    list(GET row 2 loader)
-    set(name "${dtype}_d${head_dim}_${loader}")
+    list(GET row 1 head_dim_qk)
+    list(GET row 2 head_dim_vo)
+    list(GET row 3 loader)
+    set(name "${dtype}_d${head_dim_qk}_${loader}")
+    if(NOT head_dim_vo EQUAL head_dim_qk)
+      set(name "${dtype}_d${head_dim_qk}_${head_dim_vo}_${loader}")
+    endif()
     set(cubin "${dir}/${name}.cubin")
     onewave_compile_kernel(
       "${name}" "${cubin}" "${ONEWAVE_KERNEL_SOURCE}"
-      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM=${head_dim};ONEWAVE_LOADER=${_cuda_${loader}}")
+      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}}")
     onewave_embed_kernel("${name}" "${cubin}")
-    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim}, ${_cpp_${loader}}, ${initialiser}},\n")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${initialiser}},\n")
   endforeach()
   foreach(row IN LISTS ONEWAVE_OTHER_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")

@@ -156,10 +156,11 @@ struct BoundAttention {
 /// Name, struct-module character and offset of a record's field, as a tuple.
 template <class Field>
 nb::tuple layout_field(const char* name, size_t offset) {
-  static_assert(sizeof(Field) == 4 || std::is_same_v<Field, uint64_t>);
+  static_assert(sizeof(Field) == 4 || std::is_same_v<Field, uint64_t> || std::is_same_v<Field, uint16_t>);
   const char* format = std::is_same_v<Field, float>      ? "f"
                        : std::is_same_v<Field, int32_t>  ? "i"
                        : std::is_same_v<Field, uint32_t> ? "I"
+                       : std::is_same_v<Field, uint16_t> ? "H"
                                                          : "Q";
   return nb::make_tuple(name, format, offset);
 }
@@ -187,8 +188,9 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
                        ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
                        ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
-                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim),
-                       ONEWAVE_FIELD(PlanHeader, page_size), ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim_qk),
+                       ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
+                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
 }
 
 nb::tuple work_item_layout() {
@@ -241,11 +243,12 @@ void bind_planner(nb::module_& m) {
       .def_ro("num_ctas", &PlanLimits::num_ctas)
       .def_ro("split_policy", &PlanLimits::split_policy);
   nb::class_<AttentionShape>(m, "AttentionShape")
-      .def(nb::init<int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
-           "head_dim"_a, "page_size"_a, "dtype"_a)
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
+           "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "dtype"_a)
       .def_ro("num_qo_heads", &AttentionShape::num_qo_heads)
       .def_ro("num_kv_heads", &AttentionShape::num_kv_heads)
-      .def_ro("head_dim", &AttentionShape::head_dim)
+      .def_ro("head_dim_qk", &AttentionShape::head_dim_qk)
+      .def_ro("head_dim_vo", &AttentionShape::head_dim_vo)
       .def_ro("page_size", &AttentionShape::page_size)
       .def_ro("dtype", &AttentionShape::dtype);
   nb::class_<WorkspaceLayout>(m, "WorkspaceLayout")
@@ -382,7 +385,8 @@ void bind_device(nb::module_& m) {
       .def_ro("driver_version", &DeviceInfo::driver_version);
   nb::class_<KernelInfo>(m, "KernelInfo")
       .def_ro("dtype", &KernelInfo::dtype)
-      .def_ro("head_dim", &KernelInfo::head_dim)
+      .def_ro("head_dim_qk", &KernelInfo::head_dim_qk)
+      .def_ro("head_dim_vo", &KernelInfo::head_dim_vo)
       .def_ro("loader", &KernelInfo::loader)
       .def_ro("num_bytes", &KernelInfo::num_bytes);
   m.def("device_info", &device_info, "device"_a);

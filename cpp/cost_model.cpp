@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <iterator>
 #include <string>
 
@@ -19,14 +20,25 @@ double read_us(double bytes, double cta_gb_per_s, double memory_gb_per_s, int nu
   return std::sqrt(std::sqrt(squares[0] * squares[0] + squares[1] * squares[1]));
 }
 
-const KernelRates& find_kernel(const AttentionShape& shape, const Calibration& calibration) {
+/// Where the head_dim was not measured, the nearest, whose wide work takes as much more as there are columns.
+KernelRates find_rates(const AttentionShape& shape, const Calibration& calibration) {
   const Loader loader = choose_loader(shape.page_size);
+  const int32_t columns = shape.head_dim_qk + shape.head_dim_vo;
+  const KernelRates* nearest = nullptr;
   for (const KernelRates& kernel : calibration.kernels) {
-    if (kernel.head_dim == shape.head_dim && kernel.loader == loader) return kernel;
+    if (kernel.loader != loader) continue;
+    const auto distance = [&](const KernelRates& rates) { return std::abs(2 * rates.head_dim - columns); };
+    if (nearest == nullptr || distance(kernel) < distance(*nearest)) nearest = &kernel;
   }
-  throw InvalidArgument("calibration of " + calibration.gpu + " has no kernel for head_dim " +
-                        std::to_string(shape.head_dim) +
-                        (loader == Loader::kTma ? " that loads by TMA" : " that gathers"));
+  if (nearest == nullptr) {
+    throw InvalidArgument("calibration of " + calibration.gpu + " has no kernel that " +
+                          (loader == Loader::kTma ? "loads by TMA" : "gathers"));
+  }
+  KernelRates rates = *nearest;
+  const float part = static_cast<float>(columns) / static_cast<float>(2 * nearest->head_dim);
+  rates.wide_step_us *= part;
+  rates.wide_unit_us *= part;
+  return rates;
 }
 
 /// Far beyond any GPU's, and all that is made of them stays finite in float32.
@@ -79,11 +91,11 @@ const Calibration& calibration_of(std::string_view gpu) {
 }
 
 CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration)
-    : kernel_(find_kernel(shape, calibration)),
+    : kernel_(find_rates(shape, calibration)),
       launch_us_(calibration.launch_us),
-      key_bytes_(2.0 * shape.head_dim * dtype_bytes(shape.dtype)),
+      key_bytes_(1.0 * (shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.dtype)),
       split_us_(calibration.split_us),
-      partial_row_us_(2.0 * shape.head_dim * sizeof(float) / calibration.partial_gb_per_s * 1e-3) {
+      partial_row_us_(2.0 * shape.head_dim_vo * sizeof(float) / calibration.partial_gb_per_s * 1e-3) {
   check_rates(calibration, kernel_);
   const double step_bytes = kTileKv * key_bytes_;
   std::array<double, kNumRowClasses + 1> cta_gb_per_s;

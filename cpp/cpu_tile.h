@@ -33,32 +33,36 @@ inline void add_vector_matrix(const float* x, const float* matrix, int32_t num_r
 
 /// What one thread works in, reused from item to item.
 struct TileScratch {
-  explicit TileScratch(int32_t head_dim)
-      : q(static_cast<size_t>(kWideTileQ) * head_dim),
-        k_transposed(static_cast<size_t>(head_dim) * kTileKv),
-        v(static_cast<size_t>(kTileKv) * head_dim),
-        out(static_cast<size_t>(kWideTileQ) * head_dim) {}
+  TileScratch(int32_t head_dim_qk, int32_t head_dim_vo)
+      : q(static_cast<size_t>(kWideTileQ) * head_dim_qk),
+        k_transposed(static_cast<size_t>(head_dim_qk) * kTileKv),
+        v(static_cast<size_t>(kTileKv) * head_dim_vo),
+        out(static_cast<size_t>(kWideTileQ) * head_dim_vo),
+        head_dim_qk(head_dim_qk),
+        head_dim_vo(head_dim_vo) {}
 
   std::vector<float> q;             ///< [row, column]
   std::vector<float> k_transposed;  ///< [column, key]
   std::vector<float> v;             ///< [key, column]
   std::vector<float> out;           ///< [row, column], not yet normalised
-  float m[kWideTileQ];              ///< largest score of a row so far
-  float l[kWideTileQ];              ///< sum of 2^(score - m)
+  int32_t head_dim_qk;
+  int32_t head_dim_vo;
+  float m[kWideTileQ];  ///< largest score of a row so far
+  float l[kWideTileQ];  ///< sum of 2^(score - m)
   float scores[kTileKv];
 
   /// Before the first tile of keys; `num_rows` rows of q are there.
-  void reset(int32_t num_rows, int32_t head_dim) {
-    std::fill_n(out.begin(), static_cast<size_t>(num_rows) * head_dim, 0.0f);
+  void reset(int32_t num_rows) {
+    std::fill_n(out.begin(), static_cast<size_t>(num_rows) * head_dim_vo, 0.0f);
     std::fill_n(m, num_rows, kMinusInfinity);
     std::fill_n(l, num_rows, 0.0f);
   }
 
   /// One row against the first `num_keys` keys of the tile in k_transposed and v; later keys are not looked
   /// at.
-  void add_keys(int32_t row, int32_t num_keys, int32_t head_dim, float score_scale) {
+  void add_keys(int32_t row, int32_t num_keys, float score_scale) {
     std::fill_n(scores, kTileKv, 0.0f);
-    add_vector_matrix(&q[static_cast<size_t>(row) * head_dim], k_transposed.data(), head_dim, kTileKv,
+    add_vector_matrix(&q[static_cast<size_t>(row) * head_dim_qk], k_transposed.data(), head_dim_qk, kTileKv,
                       scores);
     float max_score = m[row];
     for (int32_t key = 0; key < num_keys; ++key) {
@@ -68,8 +72,8 @@ struct TileScratch {
     // Where all scores are -inf, so is the maximum, and their weights are to be 0.
     const float reference = max_score == kMinusInfinity ? 0.0f : max_score;
     const float decay = std::exp2(m[row] - reference);
-    float* out_row = &out[static_cast<size_t>(row) * head_dim];
-    for (int32_t column = 0; column < head_dim; ++column) out_row[column] *= decay;
+    float* out_row = &out[static_cast<size_t>(row) * head_dim_vo];
+    for (int32_t column = 0; column < head_dim_vo; ++column) out_row[column] *= decay;
     float sum = 0.0f;
     for (int32_t key = 0; key < num_keys; ++key) {
       scores[key] = std::exp2(scores[key] - reference);
@@ -77,7 +81,7 @@ struct TileScratch {
     }
     m[row] = max_score;
     l[row] = l[row] * decay + sum;
-    add_vector_matrix(scores, v.data(), num_keys, head_dim, out_row);
+    add_vector_matrix(scores, v.data(), num_keys, head_dim_vo, out_row);
   }
 
   /// The row's log-sum-exp in base 2; -inf where it saw no key.

@@ -45,7 +45,7 @@ class Execution {
         score_scale_(scale_of(sm_scale_log2(header, args), args.sm_scale_ptr) *
                      scale_of(args.k_scale, args.k_scale_ptr)),
         v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
-        partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim),
+        partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim_vo),
         partial_lse_(header.num_partial_rows),
         arrivals_(header.num_split_tiles) {}
 
@@ -78,8 +78,8 @@ class Execution {
       const QueryRow source = query_row(item.q_token_begin, item.row_begin + row, kv_head);
       const Element* elements = static_cast<const Element*>(args_.q) + source.token * args_.q_token_stride +
                                 source.head * args_.q_head_stride;
-      float* q = &scratch.q[static_cast<size_t>(row) * header_.head_dim];
-      for (int32_t column = 0; column < header_.head_dim; ++column) q[column] = to_float(elements[column]);
+      float* q = &scratch.q[static_cast<size_t>(row) * header_.head_dim_qk];
+      for (int32_t column = 0; column < header_.head_dim_qk; ++column) q[column] = to_float(elements[column]);
     }
   }
 
@@ -92,17 +92,16 @@ class Execution {
       const Element* k = kv_row(args_.k, page, token, kv_head);
       const Element* v = kv_row(args_.v, page, token, kv_head);
       const int32_t row = key - begin;
-      float* v_row = &scratch.v[static_cast<size_t>(row) * header_.head_dim];
-      for (int32_t column = 0; column < header_.head_dim; ++column) {
+      for (int32_t column = 0; column < header_.head_dim_qk; ++column)
         scratch.k_transposed[static_cast<size_t>(column) * kTileKv + row] = to_float(k[column]);
-        v_row[column] = to_float(v[column]);
-      }
+      float* v_row = &scratch.v[static_cast<size_t>(row) * header_.head_dim_vo];
+      for (int32_t column = 0; column < header_.head_dim_vo; ++column) v_row[column] = to_float(v[column]);
     }
   }
 
   void run_head(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
     load_queries(item, kv_head, scratch);
-    scratch.reset(item.num_rows, header_.head_dim);
+    scratch.reset(item.num_rows);
     const int32_t num_tiles = (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
     for (int32_t tile = num_tiles - 1; tile >= 0; --tile) {
       const int32_t begin = item.kv_begin + tile * kTileKv;
@@ -111,7 +110,7 @@ class Execution {
       for (int32_t row = 0; row < item.num_rows; ++row) {
         const int32_t visible_end = item.causal_shift + (item.row_begin + row) / header_.group_size + 1;
         const int32_t num_keys = std::min(end, visible_end) - begin;
-        if (num_keys > 0) scratch.add_keys(row, num_keys, header_.head_dim, score_scale_);
+        if (num_keys > 0) scratch.add_keys(row, num_keys, score_scale_);
       }
     }
     if (item.split_tile < 0) {
@@ -124,7 +123,7 @@ class Execution {
   void store_output(const WorkItem& item, int32_t kv_head, const TileScratch& scratch) const {
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const QueryRow target = query_row(item.q_token_begin, item.row_begin + row, kv_head);
-      store_row(target, &scratch.out[static_cast<size_t>(row) * header_.head_dim],
+      store_row(target, &scratch.out[static_cast<size_t>(row) * header_.head_dim_vo],
                 scratch.out_scale(row, v_scale_), scratch.lse(row));
     }
   }
@@ -132,7 +131,7 @@ class Execution {
   void store_row(const QueryRow& target, const float* values, float scale, float lse) const {
     Element* out = static_cast<Element*>(args_.out) + target.token * args_.out_token_stride +
                    target.head * args_.out_head_stride;
-    for (int32_t column = 0; column < header_.head_dim; ++column) {
+    for (int32_t column = 0; column < header_.head_dim_vo; ++column) {
       out[column] = from_float<Element>(values[column] * scale);
     }
     if (args_.lse != nullptr) args_.lse[target.token * header_.num_qo_heads + target.head] = lse;
@@ -148,10 +147,10 @@ class Execution {
     const SplitTile& tile = split_tiles_[item.split_tile];
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const int64_t target = partial_row(tile, kv_head, item.split_idx, row);
-      const float* source = &scratch.out[static_cast<size_t>(row) * header_.head_dim];
+      const float* source = &scratch.out[static_cast<size_t>(row) * header_.head_dim_vo];
       const float scale = scratch.out_scale(row, v_scale_);
-      float* out = &partial_out_[target * header_.head_dim];
-      for (int32_t column = 0; column < header_.head_dim; ++column) out[column] = source[column] * scale;
+      float* out = &partial_out_[target * header_.head_dim_vo];
+      for (int32_t column = 0; column < header_.head_dim_vo; ++column) out[column] = source[column] * scale;
       partial_lse_[target] = scratch.lse(row);
     }
   }
@@ -174,12 +173,12 @@ class Execution {
       }
       const float reference = max_lse == kMinusInfinity ? 0.0f : max_lse;
       float total = 0.0f;
-      std::fill_n(sum, header_.head_dim, 0.0f);
+      std::fill_n(sum, header_.head_dim_vo, 0.0f);
       for (int32_t split = 0; split < tile.num_splits; ++split) {
         const int64_t source = partial_row(tile, kv_head, split, row);
         const float weight = std::exp2(partial_lse_[source] - reference);
         total += weight;
-        add_vector_matrix(&weight, &partial_out_[source * header_.head_dim], 1, header_.head_dim, sum);
+        add_vector_matrix(&weight, &partial_out_[source * header_.head_dim_vo], 1, header_.head_dim_vo, sum);
       }
       const float lse = total == 0.0f ? kMinusInfinity : reference + std::log2(total);
       store_row(query_row(tile.q_token_begin, tile.row_begin + row, kv_head), sum,
@@ -204,7 +203,7 @@ template <class Element>
 void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
   Execution<Element> execution(header, args);
   // All memory is there before the first thread starts: a thread that throws ends the process.
-  std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim));
+  std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim_qk, header.head_dim_vo));
   // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
   const int32_t num_jobs = header.num_ctas + header.num_items - header.wide_begin;
   std::atomic<int32_t> next_job = 0;

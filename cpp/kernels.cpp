@@ -23,8 +23,9 @@ struct LoadedKernel {
 
 std::span<const EmbeddedKernel> embedded_kernels() { return {kEmbeddedKernels, kNumEmbeddedKernels}; }
 
-std::string describe(DType dtype, int32_t head_dim, Loader loader) {
-  return std::string(dtype_name(dtype)) + " head_dim " + std::to_string(head_dim) +
+std::string describe(DType dtype, int32_t head_dim_qk, int32_t head_dim_vo, Loader loader) {
+  const std::string vo = head_dim_vo == head_dim_qk ? "" : " and " + std::to_string(head_dim_vo);
+  return std::string(dtype_name(dtype)) + " head_dim " + std::to_string(head_dim_qk) + vo +
          (loader == Loader::kTma ? " tma" : " gather");
 }
 
@@ -69,20 +70,25 @@ std::vector<KernelInfo> list_kernels() {
   std::vector<KernelInfo> infos;
   for (const EmbeddedKernel& row : embedded_kernels()) {
     infos.push_back({.dtype = row.dtype,
-                     .head_dim = row.head_dim,
+                     .head_dim_qk = row.head_dim_qk,
+                     .head_dim_vo = row.head_dim_vo,
                      .loader = row.loader,
                      .num_bytes = static_cast<size_t>(row.cubin.end - row.cubin.begin)});
   }
   return infos;
 }
 
-const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader) {
+const EmbeddedKernel& find_kernel(const AttentionShape& shape) {
+  const Loader loader = choose_loader(shape.page_size);
   std::string known;
   for (const EmbeddedKernel& row : embedded_kernels()) {
-    if (row.dtype == dtype && row.head_dim == head_dim && row.loader == loader) return row;
-    known += (known.empty() ? "" : ", ") + describe(row.dtype, row.head_dim, row.loader);
+    if (row.dtype == shape.dtype && row.head_dim_qk == shape.head_dim_qk &&
+        row.head_dim_vo == shape.head_dim_vo && row.loader == loader)
+      return row;
+    known += (known.empty() ? "" : ", ") + describe(row.dtype, row.head_dim_qk, row.head_dim_vo, row.loader);
   }
-  throw InvalidArgument("there is no kernel for " + describe(dtype, head_dim, loader) +
+  throw InvalidArgument("there is no kernel for " +
+                        describe(shape.dtype, shape.head_dim_qk, shape.head_dim_vo, loader) +
                         "; this build has: " + known);
 }
 

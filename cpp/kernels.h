@@ -20,7 +20,8 @@ struct Cubin {
 /// One row of the table of attention kernels.
 struct EmbeddedKernel {
   DType dtype;
-  int32_t head_dim;
+  int32_t head_dim_qk;
+  int32_t head_dim_vo;
   Loader loader;
   Cubin cubin;
 };
@@ -41,8 +42,8 @@ struct KernelInterface {
 
 const char* dtype_name(DType dtype);
 
-/// The attention kernel for these three. Throws InvalidArgument that lists the rows there are.
-const EmbeddedKernel& find_kernel(DType dtype, int32_t head_dim, Loader loader);
+/// The attention kernel for a shape. Throws InvalidArgument that lists the rows there are.
+const EmbeddedKernel& find_kernel(const AttentionShape& shape);
 
 /// The kernel's function in the primary context of `device`, which must be current, ready to be launched. The
 /// cubin is loaded once per process, its attributes are set once per device. Any thread, also while streams

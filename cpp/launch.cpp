@@ -30,8 +30,9 @@ constexpr KernelInterface kUpdateKvLens = {
     .entry_name = "onewave_update_kv_lens", .param_bytes = sizeof(void*), .shared_bytes = 0};
 
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
-  return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
-         a.page_size == b.page_size && a.dtype == b.dtype;
+  return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads &&
+         a.head_dim_qk == b.head_dim_qk && a.head_dim_vo == b.head_dim_vo && a.page_size == b.page_size &&
+         a.dtype == b.dtype;
 }
 
 bool is_capturing(CUstream stream) {
@@ -43,11 +44,16 @@ bool is_capturing(CUstream stream) {
 /// Of powers of two; of other page sizes, which no box is made for, something.
 int32_t log2_of(int32_t x) { return std::countr_zero(static_cast<uint32_t>(x)); }
 
+/// Of one kv head, with all panels.
+TmaBox make_box(const AttentionShape& shape, int32_t head_dim) {
+  return {.tokens = std::min(shape.page_size, kTileKv), .panels = num_panels(head_dim), .heads = 1};
+}
+
 /// The tokens that every number of kv heads that may go together leaves a step.
-TmaBox make_group_box(const AttentionShape& shape) {
+TmaBox make_group_box(const AttentionShape& shape, int32_t head_dim) {
   const HeadGroups groups = head_groups(shape.num_kv_heads);
   return {.tokens = std::min(shape.page_size, kTileKv / groups.most),
-          .panels = num_panels(shape),
+          .panels = num_panels(head_dim),
           .heads = groups.box};
 }
 
@@ -85,13 +91,12 @@ struct DeviceAttention::Impl {
   CUfunction kernel = nullptr;
   CUfunction kv_lens_kernel = nullptr;
   const TmaBox panel_box{.tokens = std::min(shape.page_size, kTileKv), .panels = 1, .heads = 1};
-  const TmaBox box{.tokens = panel_box.tokens, .panels = num_panels(shape), .heads = 1};
-  const TmaBox group_box = make_group_box(shape);
-  CachedTensorMap k_panel_map{panel_box};
-  CachedTensorMap k_map{box};
-  CachedTensorMap v_map{box};
-  CachedTensorMap k_group_map{group_box};
-  CachedTensorMap v_group_map{group_box};
+  const TmaBox group_box = make_group_box(shape, shape.head_dim_qk);
+  CachedTensorMap k_panel_map{panel_box, shape.head_dim_qk};
+  CachedTensorMap k_map{make_box(shape, shape.head_dim_qk), shape.head_dim_qk};
+  CachedTensorMap v_map{make_box(shape, shape.head_dim_vo), shape.head_dim_vo};
+  CachedTensorMap k_group_map{group_box, shape.head_dim_qk};
+  CachedTensorMap v_group_map{make_group_box(shape, shape.head_dim_vo), shape.head_dim_vo};
   const PlanHeader* last_plan = nullptr;  ///< in the ring
 };
 
@@ -102,8 +107,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
       costs(attention_shape, calibration),
-      embedded(find_kernel(attention_shape.dtype, attention_shape.head_dim,
-                           choose_loader(attention_shape.page_size))),
+      embedded(find_kernel(attention_shape)),
       workspace(static_cast<unsigned char*>(memory)),
       device(hopper_device(device_ordinal)),
       context(device) {
@@ -130,7 +134,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
   KernelParams params{.plan = workspace,
                       .num_pages = static_cast<int32_t>(args.num_pages),
                       .num_rows = static_cast<int32_t>(std::min<int64_t>(args.num_rows, INT32_MAX)),
-                      .box_shift = log2_of(box.tokens),
+                      .box_shift = log2_of(panel_box.tokens),
                       .group_box_shift = log2_of(group_box.tokens),
                       .group_heads_shift = log2_of(group_box.heads),
                       .q = args.q,

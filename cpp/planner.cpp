@@ -230,7 +230,8 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .num_qo_heads = batch.shape.num_qo_heads,
       .num_kv_heads = batch.shape.num_kv_heads,
       .group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads,
-      .head_dim = batch.shape.head_dim,
+      .head_dim_qk = static_cast<uint16_t>(batch.shape.head_dim_qk),
+      .head_dim_vo = static_cast<uint16_t>(batch.shape.head_dim_vo),
       .page_size = batch.shape.page_size,
       .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
   };
@@ -289,7 +290,7 @@ WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape&
       .plan_bytes = static_cast<size_t>(plan_bytes),
       .partial_lse_offset = static_cast<size_t>(lse_offset),
       .partial_out_offset = static_cast<size_t>(out_offset),
-      .total_bytes = static_cast<size_t>(out_offset + lse_bytes * shape.head_dim),
+      .total_bytes = static_cast<size_t>(out_offset + lse_bytes * shape.head_dim_vo),
       .max_partial_rows = static_cast<int32_t>(max_partial_rows),
   };
 }

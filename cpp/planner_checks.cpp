@@ -51,6 +51,12 @@ void check_page_table(const BatchSpec& batch) {
   check_range("block_table_stride", batch.block_table_stride, 0, num_ids / std::max(batch.batch_size - 1, 1));
 }
 
+/// What the executor takes; a kernel is for one of each.
+void check_head_dim(const char* name, int32_t head_dim) {
+  check_range(name, head_dim, kHeadDimStep, kMaxHeadDim);
+  if (head_dim % kHeadDimStep != 0) fail(name, " is ", head_dim, ", it must be a multiple of ", kHeadDimStep);
+}
+
 }  // namespace
 
 void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
@@ -68,8 +74,8 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
   if (group_size > kMaxGroupSize) {
     fail("num_qo_heads / num_kv_heads is ", group_size, ", it must be at most ", kMaxGroupSize);
   }
-  if (shape.head_dim != 64 && shape.head_dim != 128)
-    fail("head_dim is ", shape.head_dim, ", it must be 64 or 128");
+  check_head_dim("head_dim_qk", shape.head_dim_qk);
+  check_head_dim("head_dim_vo", shape.head_dim_vo);
   check_range("page_size", shape.page_size, 1, kMaxKvLen);
   const int32_t most_tokens = (INT32_MAX - kWideTileQ) / group_size;
   if (limits.max_total_qo_len > most_tokens) {

@@ -99,8 +99,8 @@ class ChunkPlacer {
 }  // namespace
 
 ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape)
-    : min_chunk_keys_(
-          static_cast<int32_t>(kMinChunkBytes / (2 * shape.head_dim * dtype_bytes(shape.dtype)))) {
+    : min_chunk_keys_(static_cast<int32_t>(
+          kMinChunkBytes / ((shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.dtype)))) {
   const int64_t max_units =
       int64_t{std::min(limits.max_batch_size, limits.max_total_qo_len)} * shape.num_kv_heads;
   for (int32_t i = 0; i < kNumRowClasses; ++i) {

@@ -27,6 +27,9 @@ inline constexpr int32_t kMaxKvLen = (1 << 30) - 2 * kTileKv;
 inline constexpr int32_t kMaxTotalQoLen = kMaxKvLen;
 inline constexpr int32_t kMaxNumHeads = 1 << 16;
 inline constexpr int32_t kMaxGroupSize = 64;
+/// Of head_dim_qk and head_dim_vo: multiples of the step.
+inline constexpr int32_t kHeadDimStep = 32;
+inline constexpr int32_t kMaxHeadDim = 256;
 /// Of the largest plan within the limits: while it is made, the planner holds a few times as much.
 inline constexpr int64_t kMaxPlanBytes = 1 << 27;
 

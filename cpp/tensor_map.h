@@ -18,7 +18,7 @@ namespace onewave {
 /// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
 inline constexpr int32_t kPanelColumns = 64;
 
-inline int32_t num_panels(const AttentionShape& shape) { return shape.head_dim / kPanelColumns; }
+inline int32_t num_panels(int32_t head_dim) { return head_dim / kPanelColumns; }
 
 /// What one copy brings, in shared memory as the 128-byte swizzle lays it out.
 struct TmaBox {
@@ -29,7 +29,7 @@ struct TmaBox {
 
 /// Rank 5: column in panel, token, panel, kv head, page.
 inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape,
-                                 const TmaBox& box_shape) {
+                                 int32_t head_dim, const TmaBox& box_shape) {
   const auto element_bytes = static_cast<cuuint64_t>(dtype_bytes(shape.dtype));
   const auto panel_bytes = kPanelColumns * element_bytes;
   // A dimension of size 1 may come with any stride, and the driver wants a valid one.
@@ -37,7 +37,7 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
     return size > 1 ? static_cast<cuuint64_t>(stride) * element_bytes : panel_bytes;
   };
   const cuuint64_t dims[5] = {
-      kPanelColumns, static_cast<cuuint64_t>(shape.page_size), static_cast<cuuint64_t>(num_panels(shape)),
+      kPanelColumns, static_cast<cuuint64_t>(shape.page_size), static_cast<cuuint64_t>(num_panels(head_dim)),
       static_cast<cuuint64_t>(shape.num_kv_heads), static_cast<cuuint64_t>(num_pages)};
   const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,
                                  stride_bytes(tensor.head_stride, shape.num_kv_heads),
@@ -62,7 +62,7 @@ inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, c
 /// The tensor map of the last run, encoded anew when the tensor is another one.
 class CachedTensorMap {
  public:
-  explicit CachedTensorMap(const TmaBox& box) : box_(box) {}
+  CachedTensorMap(const TmaBox& box, int32_t head_dim) : box_(box), head_dim_(head_dim) {}
 
   const TensorMap& get(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape) {
     bool is_same = num_pages == num_pages_ && tensor.data == tensor_.data &&
@@ -70,7 +70,7 @@ class CachedTensorMap {
                    tensor.head_stride == tensor_.head_stride;
     if (!is_same) {
       num_pages_ = kNone;  // in case the driver refuses
-      map_ = make_tensor_map(tensor, num_pages, shape, box_);
+      map_ = make_tensor_map(tensor, num_pages, shape, head_dim_, box_);
       tensor_ = tensor;
       num_pages_ = num_pages;
     }
@@ -80,6 +80,7 @@ class CachedTensorMap {
  private:
   static constexpr int64_t kNone = -1;
   TmaBox box_;
+  int32_t head_dim_;
   int64_t num_pages_ = kNone;
   PagedTensor tensor_{};
   TensorMap map_{};

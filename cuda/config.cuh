@@ -16,11 +16,11 @@ namespace onewave {
 // From a row of the kernel table in cmake/Kernels.cmake.
 using Element = ONEWAVE_DTYPE;
 /// Columns of a row of Q and K, and of one of V and the output.
-inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM;
-inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM;
+inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM_QK;
+inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 /// K and V row by row with cp.async; otherwise a TMA box per page and 64-column panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
-static_assert(kHeadDimQk == 64 || kHeadDimQk == 128);
+static_assert((kHeadDimQk == 64 || kHeadDimQk == 128) && kHeadDimVo == kHeadDimQk);
 
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };

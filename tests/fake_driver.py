@@ -51,7 +51,7 @@ class Step:
     def __init__(self, page_size: int = PAGE_SIZE, max_total_qo_len: int = 64) -> None:
         self.limits = _core.PlanLimits(4, max_total_qo_len, 1024, NUM_CTAS)
         self.shape = _core.AttentionShape(
-            NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, page_size, _core.DType.BFLOAT16
+            NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, HEAD_DIM, page_size, _core.DType.BFLOAT16
         )
         self.layout = _core.workspace_layout(self.limits, self.shape)
         self.memory = np.zeros(self.layout.total_bytes + WORKSPACE_ALIGNMENT, np.uint8)

@@ -14,7 +14,7 @@ from dense_batch import DenseBatch, Heads, Lens, Paged
 from gpu_checks import NUM_EXTRA_ROWS, UNTOUCHED, Outputs, make_attention, plan, run_twice
 from onewave.plan_format import Plan
 from plan_checks import check_splits_both_kinds
-from reference import check_against, reference
+from reference import Reference, attend, check_against, reference
 
 # The long requests are split, there being more CTAs than units; short and empty ones are every corner of the masks.
 NUM_CTAS = 132
@@ -218,9 +218,9 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 7, it must be 6")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 99, it must be 7")):
         altered = Plan(whole)
-        altered.header[field] = 7
+        altered.header[field] = 99
         no_plans.append((altered.to_bytes(), message))
     for no_plan, message in no_plans:
         with pytest.raises(ValueError, match=message):
@@ -302,6 +302,55 @@ def test_page_ids_on_the_host_are_copied(seed: int) -> None:
     plan(attention, batch, paged, 16, True)
     paged.kv_indices.fill_(-1)
     check_outputs(run_planned(attention, batch, paged), batch, True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("head_dim_qk", "head_dim_vo"), [(96, 96), (192, 128), (256, 256), (64, 160)])
+def test_any_head_dims(head_dim_qk: int, head_dim_vo: int, causal: bool, seed: int) -> None:
+    """Of a (k, v) pair; tiles and splits of both kinds, on few CTAs."""
+    generator = torch.Generator().manual_seed(seed)
+    lens = [(700, 1), (300, 90), (45, 3)]
+
+    def rows(num_rows: int, num_heads: int, head_dim: int) -> torch.Tensor:
+        return torch.randn(num_rows, num_heads, head_dim, generator=generator)
+
+    q = rows(sum(qo_len for _, qo_len in lens), 4, head_dim_qk)
+    pages = [-(-kv_len // 16) for kv_len, _ in lens]
+    k, v = (rows(sum(pages) * 16, 2, head_dim) for head_dim in (head_dim_qk, head_dim_vo))
+    attention = onewave.BatchAttention(device="cpu", num_ctas=5)
+    attention.plan(
+        torch.tensor([0, *(qo_len for _, qo_len in lens)]).cumsum(0).int(),
+        torch.tensor([0, *pages]).cumsum(0).int(),
+        torch.arange(sum(pages), dtype=torch.int32),
+        torch.tensor([kv_len for kv_len, _ in lens], dtype=torch.int32),
+        *(4, 2, head_dim_qk, head_dim_vo, 16),
+        causal=causal,
+        q_data_type=torch.float32,
+        kv_data_type=torch.float32,
+    )
+    out, lse = attention.run(q, (k.unflatten(0, (-1, 16)), v.unflatten(0, (-1, 16))))
+    assert out.shape == (*q.shape[:2], head_dim_vo) and lse is not None
+    token, key = 0, 0
+    for (kv_len, qo_len), num_pages in zip(lens, pages, strict=True):
+        keys = slice(key, key + kv_len)
+        expected_out, expected_lse = attend(
+            q[token : token + qo_len].transpose(0, 1).double(),
+            *(x[keys].repeat_interleave(2, dim=1).transpose(0, 1).double() for x in (k, v)),
+            causal,
+            1 / math.sqrt(head_dim_qk),
+        )
+        expected = Reference(expected_out.transpose(0, 1), expected_lse.T)
+        check_against(expected, out[token : token + qo_len], lse[token : token + qo_len])
+        token, key = token + qo_len, key + 16 * num_pages
+
+
+def test_one_tensor_has_one_head_dim(seed: int) -> None:
+    attention = onewave.BatchAttention(device="cpu")
+    indptr, lens = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
+    attention.plan(indptr, indptr, torch.zeros(1, dtype=torch.int32), lens, 1, 1, 192, 128, 16)
+    q = torch.zeros(1, 1, 192, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"kv_cache is one tensor; it must be a \(k, v\) pair"):
+        attention.run(q, torch.zeros(1, 2, 16, 1, 192, dtype=torch.bfloat16))
 
 
 def run_with(

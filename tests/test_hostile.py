@@ -61,6 +61,13 @@ def hostile(max_examples: int) -> settings:
     return settings(max_examples=max_examples, deadline=timedelta(seconds=MAX_SECONDS))
 
 
+def core_shape(shape: tuple[int, int, int, int]) -> _core.AttentionShape:
+    num_qo_heads, num_kv_heads, head_dim, page_size = shape
+    return _core.AttentionShape(
+        num_qo_heads, num_kv_heads, head_dim, head_dim, page_size, _core.DType.BFLOAT16
+    )
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Arguments as they reach the planner."""
@@ -79,7 +86,7 @@ class Arguments:
         return _core.PlanLimits(*self.limits, self.split_policy)
 
     def core_shape(self) -> _core.AttentionShape:
-        return _core.AttentionShape(*self.shape, _core.DType.BFLOAT16)
+        return core_shape(self.shape)
 
     def plan(self, costs: _core.CostModel | None) -> Plan:
         arrays = [np.array(a, dtype=np.int32) for a in (self.qo_indptr, self.kv_indptr, self.kv_len_arr)]
@@ -138,7 +145,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return (
         draw(seldom(st.just(max(INT32_MIN, min(num_qo_heads, INT32_MAX))), INT32)),
         num_kv_heads,
-        draw(seldom(st.sampled_from([64, 128]), INT32)),
+        draw(seldom(st.sampled_from([32, 64, 96, 128, 192, 256]), INT32)),
         draw(seldom(st.sampled_from([1, 7, 16, 1024, 1 << 29, MAX_KV_LEN]), INT32)),
     )
 
@@ -230,9 +237,7 @@ def test_an_error_that_names_the_argument_or_a_right_plan(arguments: Arguments) 
 )
 def test_a_workspace_is_bounded_whatever_the_limits(limits: tuple, shape: tuple) -> None:
     try:
-        layout = _core.workspace_layout(
-            _core.PlanLimits(*limits), _core.AttentionShape(*shape, _core.DType.BFLOAT16)
-        )
+        layout = _core.workspace_layout(_core.PlanLimits(*limits), core_shape(shape))
     except ValueError as error:
         assert re.match(ARGUMENTS, str(error))
         return

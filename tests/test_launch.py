@@ -302,11 +302,11 @@ def check_run_allocates_nothing(path: Path) -> None:
 def check_bad_construction(path: Path) -> None:
     FakeDriver(path)
     limits = _core.PlanLimits(4, 64, 1024, NUM_CTAS)
-    shape = _core.AttentionShape(8, 2, HEAD_DIM, 16, _core.DType.BFLOAT16)
+    shape = _core.AttentionShape(8, 2, HEAD_DIM, HEAD_DIM, 16, _core.DType.BFLOAT16)
     for address in (0, 0x1040):
         with pytest.raises(ValueError, match="workspace must be device memory"):
             _core.DeviceAttention(0, limits, shape, address)
-    float32 = _core.AttentionShape(8, 2, HEAD_DIM, 16, _core.DType.FLOAT32)
+    float32 = _core.AttentionShape(8, 2, HEAD_DIM, HEAD_DIM, 16, _core.DType.FLOAT32)
     with pytest.raises(ValueError, match="no kernel for float32 head_dim 128 tma; this build has: "):
         _core.DeviceAttention(0, limits, float32, 0x1000)
 

@@ -61,7 +61,7 @@ def test_an_empty_batch_can_be_drawn(tmp_path: Path) -> None:
         (("5",), "request '5' must be KV_LEN:QO_LEN"),
         (("5:1x",), "request '5:1x' must be"),
         (("--json", "/no/such/file"), "No such file"),
-        (("5:1", "--head-dim", "96"), "head_dim is 96, it must be 64 or 128"),
+        (("5:1", "--head-dim", "80"), "head_dim_qk is 80, it must be a multiple of 32"),
         (("5:1", "--num-qo-heads", "9"), "num_qo_heads is 9, it must be a multiple of num_kv_heads = 8"),
         (("5:1", "--num-ctas", "0"), "num_ctas is 0; it must be from 1"),
         (("5:1", "--page-size", "-1"), "page_size is -1; it must be from 1"),

@@ -147,7 +147,7 @@ def test_fixed_splits_fill_the_gpu_with_one_long_request() -> None:
 @pytest.mark.parametrize("num_kv_heads", [4, 8, 32])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_fixed_splits_of_the_default_limits_take_less_than_64_mb(num_kv_heads: int, head_dim: int) -> None:
-    shape = _core.AttentionShape(32, num_kv_heads, head_dim, 16, _core.DType.BFLOAT16)
+    shape = _core.AttentionShape(32, num_kv_heads, head_dim, head_dim, 16, _core.DType.BFLOAT16)
     limits = _core.PlanLimits(2048, 65536, 1 << 20, 132, FIXED)
     assert _core.workspace_layout(limits, shape).total_bytes < 64 << 20
 
@@ -280,7 +280,7 @@ def plan_arrays(
     arrays = [np.array(values, dtype=np.int32) for values in (qo_indptr, kv_indptr, kv_len_arr)]
     return _core.plan_batch(
         _core.PlanLimits(4, 100, 1000, 132),
-        _core.AttentionShape(8, 2, 128, 16, _core.DType.BFLOAT16),
+        _core.AttentionShape(8, 2, 128, 128, 16, _core.DType.BFLOAT16),
         True,
         sm_scale,
         len(kv_len_arr) if batch_size is None else batch_size,
@@ -319,20 +319,25 @@ def test_bad_batches_are_named(arguments: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "shape", "message"),
     [
-        ((0, 1, 1, 1), (8, 8, 128, 16), "max_batch_size is 0"),
-        ((1, 0, 1, 1), (8, 8, 128, 16), "max_total_qo_len is 0"),
-        ((1, 1, 0, 1), (8, 8, 128, 16), "max_kv_len is 0"),
-        ((1, 1, 1, 0), (8, 8, 128, 16), r"num_ctas is 0, it must be in 1\.\.1024"),
-        ((1, 1, 1, 1025), (8, 8, 128, 16), "num_ctas is 1025"),
-        ((1, 1, 1, 1), (9, 8, 128, 16), "num_qo_heads is 9, it must be a multiple of num_kv_heads = 8"),
-        ((1, 1, 1, 1), (65, 1, 128, 16), "num_qo_heads / num_kv_heads is 65, it must be at most 64"),
-        ((1, 1, 1, 1), (8, 0, 128, 16), "num_kv_heads is 0"),
-        ((1, 1, 1, 1), (8, 8, 96, 16), "head_dim is 96, it must be 64 or 128"),
-        ((1, 1, 1, 1), (8, 8, 128, 0), "page_size is 0"),
-        ((1, 2**30 - 255, 1, 1), (8, 8, 128, 16), r"max_total_qo_len is 1073741569, .* in 1\.\.1073741568"),
-        ((1, 1, 2**30 - 255, 1), (8, 8, 128, 16), r"max_kv_len is 1073741569, .* in 1\.\.1073741568"),
-        ((1, 2**30 - 256, 1, 1), (64, 1, 128, 16), "max_total_qo_len is 1073741568, it must be at most"),
-        ((1, 2**30 - 256, 1, 1), (64, 64, 128, 16), "make a plan of up to"),
+        ((0, 1, 1, 1), (8, 8, 128, 128, 16), "max_batch_size is 0"),
+        ((1, 0, 1, 1), (8, 8, 128, 128, 16), "max_total_qo_len is 0"),
+        ((1, 1, 0, 1), (8, 8, 128, 128, 16), "max_kv_len is 0"),
+        ((1, 1, 1, 0), (8, 8, 128, 128, 16), r"num_ctas is 0, it must be in 1\.\.1024"),
+        ((1, 1, 1, 1025), (8, 8, 128, 128, 16), "num_ctas is 1025"),
+        ((1, 1, 1, 1), (9, 8, 128, 128, 16), "num_qo_heads is 9, it must be a multiple of num_kv_heads = 8"),
+        ((1, 1, 1, 1), (65, 1, 128, 128, 16), "num_qo_heads / num_kv_heads is 65, it must be at most 64"),
+        ((1, 1, 1, 1), (8, 0, 128, 128, 16), "num_kv_heads is 0"),
+        ((1, 1, 1, 1), (8, 8, 80, 128, 16), "head_dim_qk is 80, it must be a multiple of 32"),
+        ((1, 1, 1, 1), (8, 8, 128, 288, 16), r"head_dim_vo is 288, it must be in 32\.\.256"),
+        ((1, 1, 1, 1), (8, 8, 128, 128, 0), "page_size is 0"),
+        (
+            (1, 2**30 - 255, 1, 1),
+            (8, 8, 128, 128, 16),
+            r"max_total_qo_len is 1073741569, .* in 1\.\.1073741568",
+        ),
+        ((1, 1, 2**30 - 255, 1), (8, 8, 128, 128, 16), r"max_kv_len is 1073741569, .* in 1\.\.1073741568"),
+        ((1, 2**30 - 256, 1, 1), (64, 1, 128, 128, 16), "max_total_qo_len is 1073741568, it must be at most"),
+        ((1, 2**30 - 256, 1, 1), (64, 64, 128, 128, 16), "make a plan of up to"),
     ],
 )
 def test_bad_limits_and_shapes_are_named(limits: tuple, shape: tuple, message: str) -> None:

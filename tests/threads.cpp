@@ -46,7 +46,8 @@ struct Model {
   explicit Model(int32_t page_size)
       : shape{.num_qo_heads = kNumQoHeads,
               .num_kv_heads = kNumKvHeads,
-              .head_dim = 64,
+              .head_dim_qk = 64,
+              .head_dim_vo = 64,
               .page_size = page_size,
               .dtype = DType::kFloat32},
         costs(shape, calibration_of("")) {}
@@ -83,7 +84,7 @@ class Step {
       kv_len_arr_.push_back(request.kv_len);
     }
     for (int32_t page = kv_indptr_.back() - 1; page >= 0; --page) kv_indices_.push_back(page);
-    q_.resize(static_cast<size_t>(qo_indptr_.back()) * kNumQoHeads * model.shape.head_dim);
+    q_.resize(static_cast<size_t>(qo_indptr_.back()) * kNumQoHeads * model.shape.head_dim_qk);
     kv_.resize(static_cast<size_t>(kv_indptr_.back()) * page_elements());
     for (size_t i = 0; i < q_.size(); ++i) q_[i] = std::sin(static_cast<float>(i));
     for (size_t i = 0; i < kv_.size(); ++i) kv_[i] = std::cos(static_cast<float>(i));
@@ -106,8 +107,8 @@ class Step {
     const auto* bytes = reinterpret_cast<const unsigned char*>(plan);
     Results results{.plan = {bytes, bytes + plan->num_bytes},
                     .out = std::vector<float>(q_.size()),
-                    .lse = std::vector<float>(q_.size() / model_.shape.head_dim)};
-    const int64_t row = model_.shape.head_dim;
+                    .lse = std::vector<float>(q_.size() / model_.shape.head_dim_qk)};
+    const int64_t row = model_.shape.head_dim_qk;
     const PagedTensor kv{.data = kv_.data(),
                          .page_stride = page_elements(),
                          .token_stride = kNumKvHeads * row,
@@ -131,7 +132,7 @@ class Step {
 
  private:
   int64_t page_elements() const {
-    return int64_t{model_.shape.page_size} * kNumKvHeads * model_.shape.head_dim;
+    return int64_t{model_.shape.page_size} * kNumKvHeads * model_.shape.head_dim_qk;
   }
 
   const Model& model_;

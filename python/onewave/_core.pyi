@@ -49,14 +49,22 @@ class PlanLimits:
 
 class AttentionShape:
     def __init__(
-        self, num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int, dtype: DType
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        head_dim_vo: int,
+        page_size: int,
+        dtype: DType,
     ) -> None: ...
     @property
     def num_qo_heads(self) -> int: ...
     @property
     def num_kv_heads(self) -> int: ...
     @property
-    def head_dim(self) -> int: ...
+    def head_dim_qk(self) -> int: ...
+    @property
+    def head_dim_vo(self) -> int: ...
     @property
     def page_size(self) -> int: ...
     @property
@@ -102,7 +110,7 @@ class CostModel:
     """A calibration for one shape."""
 
     def __init__(self, shape: AttentionShape, calibration: Calibration) -> None:
-        """ValueError where the calibration lacks the shape's kernel or has a rate beyond 1e-6 to 1e6."""
+        """ValueError where the calibration lacks the shape's loader or has a rate beyond 1e-6 to 1e6."""
 
     @property
     def launch_us(self) -> float: ...
@@ -223,7 +231,9 @@ class KernelInfo:
     @property
     def dtype(self) -> DType: ...
     @property
-    def head_dim(self) -> int: ...
+    def head_dim_qk(self) -> int: ...
+    @property
+    def head_dim_vo(self) -> int: ...
     @property
     def loader(self) -> Loader: ...
     @property

@@ -25,13 +25,19 @@ class Shape:
 
     num_qo_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim_qk: int
+    head_dim_vo: int
     page_size: int
     dtype: torch.dtype
 
     def to_core(self) -> _core.AttentionShape:
         return _core.AttentionShape(
-            self.num_qo_heads, self.num_kv_heads, self.head_dim, self.page_size, CORE_DTYPES[self.dtype]
+            self.num_qo_heads,
+            self.num_kv_heads,
+            self.head_dim_qk,
+            self.head_dim_vo,
+            self.page_size,
+            CORE_DTYPES[self.dtype],
         )
 
 
@@ -53,15 +59,14 @@ def make_shape(
     num_qo_heads = check_int("num_qo_heads", num_qo_heads, 1)
     num_kv_heads = check_int("num_kv_heads", num_kv_heads, 1)
     head_dim_qk = check_int("head_dim_qk", head_dim_qk, 1)
+    head_dim_vo = check_int("head_dim_vo", head_dim_vo, 1)
     page_size = check_int("page_size", page_size, 1)
-    if head_dim_vo != head_dim_qk:
-        raise ValueError(f"head_dim_vo is {head_dim_vo!r}; it must equal head_dim_qk, which is {head_dim_qk}")
     check_dtype("q_data_type", q_data_type)
     if q_data_type == torch.float32 and device.type != "cpu":
         raise ValueError("q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
     if kv_data_type != q_data_type:
         raise ValueError(f"kv_data_type is {kv_data_type!r}; it must equal q_data_type, {q_data_type}")
-    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, page_size, q_data_type)
+    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type)
 
 
 def check_first_rows(name: str, value: Any, num_dims: int) -> torch.device:
@@ -146,12 +151,13 @@ class TensorChecker:
         # Positions of (page, token, head) in a pair's tensor, and the sizes its dimensions must have.
         if kv_layout == "NHD":
             self._positions = (0, 1, 2)
-            self._page = (shape.page_size, shape.num_kv_heads, shape.head_dim)
+            rows = (shape.page_size, shape.num_kv_heads)
             self._page_meaning = "page_size, num_kv_heads, head_dim"
         else:
             self._positions = (0, 2, 1)
-            self._page = (shape.num_kv_heads, shape.page_size, shape.head_dim)
+            rows = (shape.num_kv_heads, shape.page_size)
             self._page_meaning = "num_kv_heads, page_size, head_dim"
+        self._k_page, self._v_page = (*rows, shape.head_dim_qk), (*rows, shape.head_dim_vo)
 
     def check_run(
         self,
@@ -163,13 +169,13 @@ class TensorChecker:
         num_rows: int,
     ) -> CheckedTensors:
         """All tensors of a run, in words where one is wrong. An `out` or `lse` that is None will be as q is."""
-        self.check_queries("q", q, num_rows)
+        self.check_queries("q", q, num_rows, self.shape.head_dim_qk)
         cache = self.check_kv_cache(kv_cache)
         if out is not None:
-            self.check_queries("out", out, num_rows)
+            self.check_queries("out", out, num_rows, self.shape.head_dim_vo)
         if lse is not None:
             self.check_lse(lse, num_rows)
-        num_qo_heads, head_dim = self.shape.num_qo_heads, self.shape.head_dim
+        num_qo_heads, head_dim = self.shape.num_qo_heads, self.shape.head_dim_vo
         out_strides = (num_qo_heads * head_dim, head_dim) if out is None else (out.stride(0), out.stride(1))
         num_tensor_rows = min(tensor.shape[0] for tensor in (q, out, lse) if tensor is not None)
         args = _core.RunArgs(
@@ -189,12 +195,12 @@ class TensorChecker:
             layout, num_tensor_rows, cache.num_pages, cache.v.address - cache.k.address, args
         )
 
-    def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
+    def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int, head_dim: int) -> torch.Tensor:
         """q or out: [at least num_rows, num_qo_heads, head_dim]."""
         shape = self.shape
         check_tensor(name, tensor, dtype=shape.dtype, devices=self._devices, num_dims=3)
         check_shape(
-            name, tensor, (None, shape.num_qo_heads, shape.head_dim), "total_qo_len, num_qo_heads, head_dim"
+            name, tensor, (None, shape.num_qo_heads, head_dim), "total_qo_len, num_qo_heads, head_dim"
         )
         self._check_num_rows(name, tensor, num_rows)
         check_rows_aligned(name, tensor)
@@ -220,7 +226,9 @@ class TensorChecker:
             raise TypeError(
                 f"{name} is a {type(kv_cache).__name__}; it must be a torch.Tensor or a (k, v) pair"
             )
-        self._check_cache_tensor(name, kv_cache, 5, (None, 2, *self._page), "num_pages, 2")
+        if self._k_page != self._v_page:
+            raise ValueError(f"{name} is one tensor; it must be a (k, v) pair where their head_dims differ")
+        self._check_cache_tensor(name, kv_cache, 5, (None, 2, *self._k_page), "num_pages, 2")
         page_stride, v_offset, *row_strides = kv_cache.stride()
         strides = (page_stride, *row_strides)
         return KvCache(
@@ -257,8 +265,8 @@ class TensorChecker:
             raise ValueError(f"{name} has {tensor.shape[0]} rows; it must have the plan's {num_rows} or more")
 
     def _check_pair(self, name: str, k: torch.Tensor, v: torch.Tensor) -> KvCache:
-        for i, tensor in enumerate((k, v)):
-            self._check_cache_tensor(f"{name}[{i}]", tensor, 4, (None, *self._page), "num_pages")
+        for i, (tensor, page) in enumerate(((k, self._k_page), (v, self._v_page))):
+            self._check_cache_tensor(f"{name}[{i}]", tensor, 4, (None, *page), "num_pages")
         if k.shape[0] != v.shape[0]:
             raise ValueError(
                 f"{name} has {k.shape[0]} pages of k and {v.shape[0]} of v; it must have as many"

@@ -150,7 +150,8 @@ class BatchAttention:
             is on the stream; update_kv_lens() reads it again. It is used in place until the next plan(); a value above
             its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for the bounds. The page table
             has entries up to the bounds, which are not looked at above the lengths (on a CPU they are checked).
-        head_dim_qk, head_dim_vo: 64 or 128, and equal.
+        head_dim_qk, head_dim_vo: columns of a row of q and k, and of v and out. On a GPU both 64 or both 128; on a CPU any
+            multiples of 32 up to 256.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
@@ -215,7 +216,7 @@ class BatchAttention:
     def run(
         self,
         q: torch.Tensor,
-        kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        kv_cache: KvTensors,
         out: torch.Tensor | None = None,
         lse: torch.Tensor | None = None,
         k_scale: float | torch.Tensor | None = None,
@@ -230,10 +231,10 @@ class BatchAttention:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The attention of one layer, by the last plan. Returns (out, lse).
 
-        q: [total_qo_len, num_qo_heads, head_dim].
+        q: [total_qo_len, num_qo_heads, head_dim_qk].
         kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
-            such tensors without the second dimension, with any strides.
-        out: like q; a row that sees no key becomes 0. lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of
+            such tensors without the second dimension, with any strides; v's rows may have another head_dim than k's.
+        out: [total_qo_len, num_qo_heads, head_dim_vo]; a row that sees no key becomes 0. lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of
             the scaled scores in base 2, -inf for such a row. None: allocated.
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
             are read by the launch.
@@ -268,14 +269,14 @@ class BatchAttention:
         if not torch.compiler.is_compiling():
             # Without the operator, whose dispatch each layer would pay for.
             return self._run(q, kv_cache, out, lse, k_scale, v_scale, sm_scale, return_lse, enable_pdl)
-        out, lse = _allocate(q, out, lse, return_lse)
+        out, lse = _allocate(q, kv_cache, out, lse, return_lse)
         call_run(self._handle, q, kv_cache, out, lse, k_scale, v_scale, sm_scale, enable_pdl)
         return out, lse
 
     def _run(
         self,
         q: torch.Tensor,
-        kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        kv_cache: KvTensors,
         out: torch.Tensor | None,
         lse: torch.Tensor | None,
         k_scale: Scale,
@@ -313,7 +314,7 @@ class BatchAttention:
             scales = planned.checker.check_scales(sm_scale, k_scale, v_scale)
         # No check comes after it.
         if out is None or lse is None:
-            out, lse = _allocate(q, out, lse, return_lse)
+            out, lse = _allocate(q, kv_cache, out, lse, return_lse)
         lse_address = 0 if lse is None else lse.data_ptr()
         args = checked.args.at(q_address, k_address, v_address, out.data_ptr(), lse_address)
         if scales is not None:
@@ -413,11 +414,16 @@ class BatchAttention:
 
 
 def _allocate(
-    q: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None, return_lse: bool
+    q: torch.Tensor,
+    kv_cache: KvTensors,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    return_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The outputs of a run, those that are missing for as many rows as q has."""
+    """The outputs of a run, those that are missing for as many rows as q has, and columns as v."""
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        v = kv_cache if isinstance(kv_cache, torch.Tensor) else kv_cache[1]
+        out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=q.dtype, device=q.device)
     if lse is None and return_lse:
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     return out, lse

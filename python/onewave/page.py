@@ -60,7 +60,7 @@ def append_paged_kv_cache(
         check_shape(name, tensor, (size,), meaning)
     check_int("num_kv_heads", num_kv_heads, 1)
     page_size = check_int("page_size", _page_size(paged_kv_cache, kv_layout), 1)
-    shape = Shape(num_kv_heads, num_kv_heads, head_dim, page_size, append_key.dtype)
+    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim, page_size, append_key.dtype)
     cache = TensorChecker(device, kv_layout, shape).check_kv_cache(paged_kv_cache, "paged_kv_cache")
     if device.type == "cpu":
         _append_on_cpu(

@@ -83,12 +83,14 @@ def workspace_size(
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    head_dim_vo: int | None = None,
     page_size: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
 ) -> int:
     """Bytes of the workspace that a BatchAttention of these limits needs for these heads; exact. Host only.
 
+    head_dim: columns of a row of q and k, and of v and out where `head_dim_vo` is None.
     `device` is looked at only where `num_ctas` is None. Raises ValueError for limits or heads that cannot be, and
     DeviceError where the SMs of a device that cannot be used are asked for.
     """
@@ -99,6 +101,7 @@ def workspace_size(
         check_int("num_qo_heads", num_qo_heads, 1),
         check_int("num_kv_heads", num_kv_heads, 1),
         check_int("head_dim", head_dim, 1),
+        check_int("head_dim_vo", head_dim if head_dim_vo is None else head_dim_vo, 1),
         check_int("page_size", page_size, 1),
         CORE_DTYPES[dtype],
     )

@@ -17,19 +17,21 @@ namespace {
 /// The tensors of a step and its result: addresses of one side.
 onewave::RunArgs run_args(const Step& step, const void* q, const uint16_t* kv_cache, void* out, float* lse) {
   const auto pages = [](const uint16_t* data) {
-    return onewave::PagedTensor{
-        .data = data, .page_stride = kPageStride, .token_stride = kKeyStride, .head_stride = kShape.head_dim};
+    return onewave::PagedTensor{.data = data,
+                                .page_stride = kPageStride,
+                                .token_stride = kKeyStride,
+                                .head_stride = kShape.head_dim_qk};
   };
   return {.dtype = kShape.dtype,
           .q = q,
           .q_token_stride = kQueryStride,
-          .q_head_stride = kShape.head_dim,
+          .q_head_stride = kShape.head_dim_qk,
           .k = pages(kv_cache),
           .v = pages(kv_cache + kValueOffset),
           .num_pages = static_cast<int64_t>(step.kv_indices.size()),
           .out = out,
           .out_token_stride = kQueryStride,
-          .out_head_stride = kShape.head_dim,
+          .out_head_stride = kShape.head_dim_qk,
           .num_rows = step.qo_indptr.back(),
           .lse = lse};
 }

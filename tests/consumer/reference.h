@@ -20,14 +20,14 @@ constexpr double kMaxLseError = 1e-3;
 struct Result {
   explicit Result(const Step& step)
       : out(step.q.size(), 0x7fff),
-        lse(step.q.size() / kShape.head_dim, std::numeric_limits<float>::quiet_NaN()) {}
+        lse(step.q.size() / kShape.head_dim_qk, std::numeric_limits<float>::quiet_NaN()) {}
   std::vector<uint16_t> out;
   std::vector<float> lse;
 };
 
 class Reference {
  public:
-  explicit Reference(const Step& step) : out_(step.q.size()), lse_(step.q.size() / kShape.head_dim) {
+  explicit Reference(const Step& step) : out_(step.q.size()), lse_(step.q.size() / kShape.head_dim_qk) {
     for (int32_t request = 0; request < step.batch_size(); ++request) {
       const int32_t qo_end = step.qo_indptr[request + 1];
       for (int32_t token = step.qo_indptr[request]; token < qo_end; ++token) {
@@ -60,24 +60,24 @@ class Reference {
  private:
   /// softmax(sm_scale q K^T) V of one row of q.
   void attend(const Step& step, int32_t request, int32_t num_keys, int32_t token, int32_t head) {
-    const int64_t row = token * kQueryStride + head * kShape.head_dim;
+    const int64_t row = token * kQueryStride + head * kShape.head_dim_qk;
     const int64_t kv_head = head / (kShape.num_qo_heads / kShape.num_kv_heads);
     const int32_t* const pages = &step.kv_indices[step.kv_indptr[request]];
     double total = 0;
     for (int32_t key = 0; key < num_keys; ++key) {
       const uint16_t* const k =
           &step.kv_cache[pages[key / kShape.page_size] * kPageStride + key % kShape.page_size * kKeyStride +
-                         kv_head * kShape.head_dim];
+                         kv_head * kShape.head_dim_qk];
       const uint16_t* const v = k + kValueOffset;
       double score = 0;
-      for (int32_t i = 0; i < kShape.head_dim; ++i)
+      for (int32_t i = 0; i < kShape.head_dim_qk; ++i)
         score += from_bfloat16(step.q[row + i]) * from_bfloat16(k[i]);
       const double weight = std::exp(kScale * score);  // of such inputs nothing overflows
       total += weight;
-      for (int32_t i = 0; i < kShape.head_dim; ++i) out_[row + i] += weight * from_bfloat16(v[i]);
+      for (int32_t i = 0; i < kShape.head_dim_qk; ++i) out_[row + i] += weight * from_bfloat16(v[i]);
     }
-    for (int32_t i = 0; i < kShape.head_dim; ++i) out_[row + i] /= total;
-    lse_[row / kShape.head_dim] = std::log2(total);
+    for (int32_t i = 0; i < kShape.head_dim_qk; ++i) out_[row + i] /= total;
+    lse_[row / kShape.head_dim_qk] = std::log2(total);
   }
 
   std::vector<double> out_;

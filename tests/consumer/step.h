@@ -22,15 +22,16 @@ inline double from_bfloat16(uint16_t value) { return std::bit_cast<float>(uint32
 
 inline constexpr onewave::AttentionShape kShape = {.num_qo_heads = 8,
                                                    .num_kv_heads = 2,
-                                                   .head_dim = 64,
+                                                   .head_dim_qk = 64,
+                                                   .head_dim_vo = 64,
                                                    .page_size = 16,
                                                    .dtype = onewave::DType::kBFloat16};
 inline constexpr float kScale = 0.125;  // head_dim^-0.5
 
 /// In elements: q and out are [total_qo_len, num_qo_heads, head_dim], the cache is
 /// [num_pages, 2, page_size, num_kv_heads, head_dim], of each page K and then V.
-inline constexpr int64_t kQueryStride = int64_t{kShape.num_qo_heads} * kShape.head_dim;
-inline constexpr int64_t kKeyStride = int64_t{kShape.num_kv_heads} * kShape.head_dim;
+inline constexpr int64_t kQueryStride = int64_t{kShape.num_qo_heads} * kShape.head_dim_qk;
+inline constexpr int64_t kKeyStride = int64_t{kShape.num_kv_heads} * kShape.head_dim_qk;
 inline constexpr int64_t kPageStride = 2 * kShape.page_size * kKeyStride;
 inline constexpr int64_t kValueOffset = kPageStride / 2;
 

@@ -24,7 +24,7 @@ inline int row_class(int32_t num_rows) { return narrow_rows_shift(num_rows) - na
 /// Of one kernel on one CTA. A step is kTileKv keys of one kv head (see plan_format.h), a unit a tile of
 /// packed rows with all its keys, for the kv heads that it takes together.
 struct KernelRates {
-  int32_t head_dim;
+  int32_t head_dim;  ///< of Q, K, V and the output
   Loader loader;
   float wide_step_us;
   float wide_unit_us;        ///< beside its steps: the first tile, the mask, the output
@@ -64,7 +64,8 @@ const Calibration& calibration_of(std::string_view gpu);
 /// any number of threads may plan with one.
 class CostModel {
  public:
-  /// Throws InvalidArgument where the calibration lacks the shape's kernel, or a rate is beyond 1e-6 to 1e6.
+  /// A head_dim that the calibration lacks goes by the nearest. Throws InvalidArgument where it lacks the
+  /// shape's loader, or a rate is beyond 1e-6 to 1e6.
   CostModel(const AttentionShape& shape, const Calibration& calibration);
 
   double launch_us() const { return launch_us_; }

@@ -23,7 +23,8 @@ DeviceInfo device_info(int32_t device);
 
 struct KernelInfo {
   DType dtype;
-  int32_t head_dim;
+  int32_t head_dim_qk;
+  int32_t head_dim_vo;
   Loader loader;
   size_t num_bytes;  ///< of the cubin
 };

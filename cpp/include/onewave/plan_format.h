@@ -18,7 +18,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 6;
+inline constexpr uint32_t kPlanVersion = 7;
 
 /// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -62,7 +62,8 @@ struct PlanHeader {
   int32_t num_qo_heads;
   int32_t num_kv_heads;
   int32_t group_size;  ///< num_qo_heads / num_kv_heads
-  int32_t head_dim;
+  uint16_t head_dim_qk;
+  uint16_t head_dim_vo;
   int32_t page_size;
   float sm_scale_log2;  ///< sm_scale * log2(e): scores are exponents of two
 };

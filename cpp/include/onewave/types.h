@@ -20,9 +20,10 @@ Loader choose_loader(int32_t page_size);
 struct AttentionShape {
   int32_t num_qo_heads;
   int32_t num_kv_heads;
-  int32_t head_dim;
-  int32_t page_size;  ///< tokens
-  DType dtype;        ///< of q, k, v and out
+  int32_t head_dim_qk;  ///< columns of a row of Q and K
+  int32_t head_dim_vo;  ///< of V and the output
+  int32_t page_size;    ///< tokens
+  DType dtype;          ///< of q, k, v and out
 };
 
 /// K or V in pages: element (page, token, head, column) is at

@@ -51,7 +51,9 @@ def _kernel_table() -> Table:
     for kernel in _core.list_kernels():
         table.add_row(
             kernel.dtype.name.lower(),
-            str(kernel.head_dim),
+            str(kernel.head_dim_qk)
+            if kernel.head_dim_vo == kernel.head_dim_qk
+            else f"{kernel.head_dim_qk}, {kernel.head_dim_vo}",
             kernel.loader.name.lower(),
             f"{kernel.num_bytes / 1024:.0f}",
         )

@@ -151,7 +151,12 @@ def _request(kv_len: Any, qo_len: Any) -> Request:
 
 def _core_shape(workload: Workload) -> _core.AttentionShape:
     return Shape(
-        workload.num_qo_heads, workload.num_kv_heads, workload.head_dim, workload.page_size, workload.dtype
+        workload.num_qo_heads,
+        workload.num_kv_heads,
+        workload.head_dim,
+        workload.head_dim,
+        workload.page_size,
+        workload.dtype,
     ).to_core()
 
 
