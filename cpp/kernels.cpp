@@ -3,6 +3,7 @@
 #include <onewave/error.h>
 
 #include <bit>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <set>
@@ -27,6 +28,10 @@ std::string describe(DType dtype, int32_t head_dim_qk, int32_t head_dim_vo, Load
   const std::string vo = head_dim_vo == head_dim_qk ? "" : " and " + std::to_string(head_dim_vo);
   return std::string(dtype_name(dtype)) + " head_dim " + std::to_string(head_dim_qk) + vo +
          (loader == Loader::kTma ? " tma" : " gather");
+}
+
+std::string describe(const EmbeddedKernel& row) {
+  return describe(row.dtype, row.head_dim_qk, row.head_dim_vo, row.loader);
 }
 
 CUkernel load_cubin(const Cubin& cubin, const KernelInterface& interface) {
@@ -80,16 +85,23 @@ std::vector<KernelInfo> list_kernels() {
 
 const EmbeddedKernel& find_kernel(const AttentionShape& shape) {
   const Loader loader = choose_loader(shape.page_size);
+  // Another loader is another page_size, another type of elements more than another number of columns.
+  const auto distance = [&](const EmbeddedKernel& row) {
+    constexpr int32_t kOther = 1 << 10;
+    return std::abs(row.head_dim_qk - shape.head_dim_qk) + std::abs(row.head_dim_vo - shape.head_dim_vo) +
+           (row.dtype != shape.dtype ? kOther : 0) + (row.loader != loader ? 2 * kOther : 0);
+  };
   std::string known;
+  const EmbeddedKernel* nearest = nullptr;
   for (const EmbeddedKernel& row : embedded_kernels()) {
-    if (row.dtype == shape.dtype && row.head_dim_qk == shape.head_dim_qk &&
-        row.head_dim_vo == shape.head_dim_vo && row.loader == loader)
-      return row;
-    known += (known.empty() ? "" : ", ") + describe(row.dtype, row.head_dim_qk, row.head_dim_vo, row.loader);
+    if (nearest == nullptr || distance(row) < distance(*nearest)) nearest = &row;
+    known += (known.empty() ? "" : ", ") + describe(row);
   }
-  throw InvalidArgument("there is no kernel for " +
-                        describe(shape.dtype, shape.head_dim_qk, shape.head_dim_vo, loader) +
-                        "; this build has: " + known);
+  if (nearest != nullptr && distance(*nearest) == 0) return *nearest;
+  std::string message =
+      "there is no kernel for " + describe(shape.dtype, shape.head_dim_qk, shape.head_dim_vo, loader);
+  if (nearest != nullptr) message += "; the nearest is " + describe(*nearest);
+  throw InvalidArgument(message + "; this build has: " + known);
 }
 
 CUfunction load_kernel(const Cubin& cubin, const KernelInterface& interface, CUdevice device) {
