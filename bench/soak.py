@@ -6,8 +6,8 @@ A step is a batch of random requests within the limits (decodes, verifications, 
 planned while the step before it still runs, its page table by CSR or as a block table at another address each time; half
 of those with a block table are planned from upper bounds, and the lengths read on the device, inside the graph.
 Every 50th step is compared with float32. Every 500th is a batch that is always the same: its time and the bits of its
-result, and what the device has free beside what torch keeps for its tensors. The exit status is 1 where a step is wrong, bits or memory differ, or the
-time of the last tenth of those is more than 3 % from that of the first.
+result, and what the device has free beside what torch keeps for its tensors. The exit status is 1 where a step is
+wrong, bits or memory differ, or the time of the last tenth of those is more than 3 % from that of the first.
 """
 
 import argparse

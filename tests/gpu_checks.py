@@ -67,11 +67,13 @@ WILD_PAGE = 1 << 30
 
 
 def as_block_table(paged: Paged, num_pages: int = 0) -> torch.Tensor:
-    """On the device, rows longer than any request, and than `num_pages`, and further apart than they are long; unused
+    """Where its page ids are, rows longer than any request, and than `num_pages`, and further apart than they are long; unused
     entries are wild."""
     used = paged.kv_indptr.diff()
     width = max(int(used.max()), num_pages, 1) + 3 if len(used) else 1
-    table = torch.full((len(used) + 1, width + 5), WILD_PAGE, dtype=torch.int32, device="cuda")[:, :width]
+    table = torch.full(
+        (len(used) + 1, width + 5), WILD_PAGE, dtype=torch.int32, device=paged.kv_indices.device
+    )[:, :width]
     for request, ids in enumerate(paged.kv_indices.split(used.tolist())):
         table[request, : len(ids)] = ids
     return table

@@ -301,7 +301,13 @@ def test_what_no_graph_can_have() -> None:
         attention.plan(**plan_arguments())
         return attention.run(q, kv_cache)
 
+    def update_and_run(q: torch.Tensor, kv_cache: torch.Tensor) -> Any:
+        attention.update_kv_lens()
+        return attention.run(q, kv_cache)
+
     unsupported = torch._dynamo.exc.Unsupported
+    with pytest.raises(unsupported, match=r"update_kv_lens\(\) is inside torch.compile; it must run outside"):
+        graph_of(update_and_run)(arguments["q"], arguments["kv_cache"])
     with pytest.raises(unsupported, match="logits_soft_cap is 30.0; it is not supported in this version"):
         graph_of(run)(arguments["q"], arguments["kv_cache"])
     with pytest.raises(unsupported, match=r"plan\(\) is inside torch.compile; it must run outside"):

@@ -251,7 +251,7 @@ def test_lengths_that_are_known_when_it_runs() -> None:
     assert torch.equal(run(bounded)[0], run(exact)[0])
 
 
-def test_lengths_are_read_outside_of_compiled_graphs_and_after_a_plan() -> None:
+def test_lengths_are_updated_after_a_plan() -> None:
     attention = small_attention()
     with pytest.raises(RuntimeError, match=r"update_kv_lens\(\) needs a plan"):
         attention.update_kv_lens()

@@ -157,8 +157,9 @@ class BatchAttention:
         q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
 
         Cost: planning on the host and one copy to the GPU on the current stream; it waits only when four earlier
-        copies are still in flight. Upper bounds add one small launch. Length tensors on the GPU add three copies and one synchronisation of the
-        stream, a kv_indices on the host one copy and two allocations. The first plan of a shape allocates.
+        copies are still in flight. Upper bounds add one small launch. Length tensors on the GPU add three copies and one
+        synchronisation of the stream, a kv_indices on the host one copy and two allocations. The first plan of a shape
+        allocates.
 
         Raises ValueError or TypeError for arguments, also for more query tokens or pages than the tensors have that
         a CUDA graph was captured with; RuntimeError on a capturing stream, inside torch.compile and for another shape
@@ -234,8 +235,9 @@ class BatchAttention:
         q: [total_qo_len, num_qo_heads, head_dim_qk].
         kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
             such tensors without the second dimension, with any strides; v's rows may have another head_dim than k's.
-        out: [total_qo_len, num_qo_heads, head_dim_vo]; a row that sees no key becomes 0. lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of
-            the scaled scores in base 2, -inf for such a row. None: allocated.
+        out: [total_qo_len, num_qo_heads, head_dim_vo]; a row that sees no key becomes 0.
+        lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of the scaled scores in base 2, -inf for such a row.
+            None: `out` and `lse` are allocated.
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
             are read by the launch.
         sm_scale: in place of the plan's; likewise.

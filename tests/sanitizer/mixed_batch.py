@@ -11,7 +11,7 @@ import itertools
 import onewave
 import torch
 from dense_batch import DenseBatch, Expected, Heads, Lens, Paged
-from gpu_checks import WILD_PAGE, check_lse, check_out, plan
+from gpu_checks import as_block_table, check_lse, check_out, plan
 from onewave.plan_format import Plan
 from plan_checks import CALIBRATION_FILE, check_splits_both_kinds
 
@@ -52,14 +52,11 @@ def run_from_bounds() -> None:
         batch = DenseBatch(LENS, Heads(2, 4, head_dim), torch.bfloat16, head_dim + page_size, "cpu")
         paged = batch.paged(page_size)
         bounds = paged.kv_len_arr * 2 + 3000
-        used = paged.kv_indptr.diff()
-        table = torch.full((len(used), -(-int(bounds.max()) // page_size)), WILD_PAGE, dtype=torch.int32)
-        table[torch.arange(table.shape[1]) < used[:, None]] = paged.kv_indices
         attention = onewave.BatchAttention(**LIMITS, num_ctas=24, split_policy="fixed")
         attention.plan(
             *(paged.qo_indptr, None, None, bounds, 8, 2, head_dim, head_dim, page_size),
             causal=True,
-            block_table=table.cuda(),
+            block_table=as_block_table(paged, -(-int(bounds.max()) // page_size)).cuda(),
             actual_kv_len_arr=paged.kv_len_arr.cuda(),
         )
         run(attention, batch, paged, batch.expected(True))
