@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("float32_means_float32")]
 
 HEADS = Heads(2, 4, 128)
 MAX_BATCH_SIZE, MAX_TOTAL_QO_LEN, MAX_KV_LEN = 64, 600, 5000
-# Pages of the one cache, in tokens.
+# Pages of the one cache, in tokens, and the keys that a batch may have: the rest is for last pages and those of nobody.
 CACHE_TOKENS = 100_000
+MAX_TOTAL_KV_LEN = CACHE_TOKENS - 2_000
 
 
 def random_lens(draw: random.Random) -> list[Lens]:
@@ -36,6 +37,7 @@ def random_lens(draw: random.Random) -> list[Lens]:
         if (
             batch_size > MAX_BATCH_SIZE
             or sum(group.count * group.qo_len for group in lens) > MAX_TOTAL_QO_LEN
+            or sum(group.count * group.kv_len for group in lens) > MAX_TOTAL_KV_LEN
         ):
             lens.pop()
     return lens
