@@ -53,7 +53,8 @@ def read_junit(report: Path) -> dict[str, Any]:
     cases = ElementTree.parse(report).getroot().findall(".//testcase")
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     failures = []
-    combinations = 0
+    num_cases: dict[str, int] = {}
+    seeds: dict[str, int] = {}
     for case in cases:
         name = f"{case.get('classname')}::{case.get('name')}"
         failure = case.find("failure")
@@ -63,12 +64,20 @@ def read_junit(report: Path) -> dict[str, Any]:
             failures.append({"test": name, "message": problem.get("message", "")[:1000]})
         else:
             counts["skipped" if case.find("skipped") is not None else "passed"] += 1
-        for record in case.iterfind("./properties/property[@name='cases']"):
-            combinations += int(record.get("value", "0"))
+        properties = {
+            record.get("name"): int(record.get("value", "0"))
+            for record in case.iterfind("./properties/property")
+            if record.get("name") in ("cases", "seed")
+        }
+        if "cases" in properties:
+            function = str(case.get("name")).partition("[")[0]
+            num_cases[function] = num_cases.get(function, 0) + properties["cases"]
+            seeds[str(case.get("name"))] = properties["seed"]
     slowest = sorted(cases, key=lambda case: -float(case.get("time", "0")))[:SLOWEST_SHOWN]
     return {
         **counts,
-        "acceptance_combinations": combinations,
+        "cases": num_cases,
+        "seeds": seeds,
         "failures": failures,
         "slowest_s": {f"{case.get('name')}": float(case.get("time", "0")) for case in slowest},
     }

@@ -6,12 +6,28 @@ set(ONEWAVE_KERNELS
     # dtype  head_dim_qk  head_dim_vo  loader
     "bf16    64           64           tma"
     "bf16    64           64           gather"
+    "bf16    96           96           tma"
+    "bf16    96           96           gather"
     "bf16    128          128          tma"
     "bf16    128          128          gather"
+    "bf16    192          128          tma"
+    "bf16    192          128          gather"
+    "bf16    192          192          tma"
+    "bf16    192          192          gather"
+    "bf16    256          256          tma"
+    "bf16    256          256          gather"
     "fp16    64           64           tma"
     "fp16    64           64           gather"
+    "fp16    96           96           tma"
+    "fp16    96           96           gather"
     "fp16    128          128          tma"
-    "fp16    128          128          gather")
+    "fp16    128          128          gather"
+    "fp16    192          128          tma"
+    "fp16    192          128          gather"
+    "fp16    192          192          tma"
+    "fp16    192          192          gather"
+    "fp16    256          256          tma"
+    "fp16    256          256          gather")
 
 # Each row is a source of its own in cuda/, and the C++ constant of its cubin.
 set(ONEWAVE_OTHER_KERNELS

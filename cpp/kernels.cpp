@@ -91,17 +91,15 @@ const EmbeddedKernel& find_kernel(const AttentionShape& shape) {
     return std::abs(row.head_dim_qk - shape.head_dim_qk) + std::abs(row.head_dim_vo - shape.head_dim_vo) +
            (row.dtype != shape.dtype ? kOther : 0) + (row.loader != loader ? 2 * kOther : 0);
   };
-  std::string known;
   const EmbeddedKernel* nearest = nullptr;
   for (const EmbeddedKernel& row : embedded_kernels()) {
     if (nearest == nullptr || distance(row) < distance(*nearest)) nearest = &row;
-    known += (known.empty() ? "" : ", ") + describe(row);
   }
   if (nearest != nullptr && distance(*nearest) == 0) return *nearest;
   std::string message =
       "there is no kernel for " + describe(shape.dtype, shape.head_dim_qk, shape.head_dim_vo, loader);
   if (nearest != nullptr) message += "; the nearest is " + describe(*nearest);
-  throw InvalidArgument(message + "; this build has: " + known);
+  throw InvalidArgument(message);
 }
 
 CUfunction load_kernel(const Cubin& cubin, const KernelInterface& interface, CUdevice device) {

@@ -42,7 +42,7 @@ struct KernelInterface {
 
 const char* dtype_name(DType dtype);
 
-/// The attention kernel for a shape. Throws InvalidArgument that names the nearest row, and all.
+/// The attention kernel for a shape. Throws InvalidArgument that names the nearest row.
 const EmbeddedKernel& find_kernel(const AttentionShape& shape);
 
 /// The kernel's function in the primary context of `device`, which must be current, ready to be launched. The

@@ -44,17 +44,27 @@ bool is_capturing(CUstream stream) {
 /// Of powers of two; of other page sizes, which no box is made for, something.
 int32_t log2_of(int32_t x) { return std::countr_zero(static_cast<uint32_t>(x)); }
 
-/// Of one kv head, with all panels.
-TmaBox make_box(const AttentionShape& shape, int32_t head_dim) {
-  return {.tokens = std::min(shape.page_size, kTileKv), .panels = num_panels(head_dim), .heads = 1};
+/// Of one panel and kv head.
+TmaBox make_panel_box(const AttentionShape& shape) {
+  return {.tokens = std::min(shape.page_size, stage_kv(shape.head_dim_vo)), .panels = 1, .heads = 1};
 }
 
-/// The tokens that every number of kv heads that may go together leaves a step.
+int32_t box_panels(int32_t head_dim) { return has_full_panels(head_dim) ? num_panels(head_dim) : 1; }
+
+/// Of one kv head, with all panels where that can be.
+TmaBox make_box(const AttentionShape& shape, int32_t head_dim) {
+  TmaBox box = make_panel_box(shape);
+  box.panels = box_panels(head_dim);
+  return box;
+}
+
+/// The tokens that every number of kv heads that may go together leaves a stage.
 TmaBox make_group_box(const AttentionShape& shape, int32_t head_dim) {
-  const HeadGroups groups = head_groups(shape.num_kv_heads);
-  return {.tokens = std::min(shape.page_size, kTileKv / groups.most),
-          .panels = num_panels(head_dim),
-          .heads = groups.box};
+  const HeadGroups groups = head_groups(shape);
+  const bool has_panels = has_full_panels(shape.head_dim_qk) && has_full_panels(shape.head_dim_vo);
+  return {.tokens = std::min(shape.page_size, stage_kv(shape.head_dim_vo) / groups.most),
+          .panels = box_panels(head_dim),
+          .heads = has_panels ? groups.box : 1};
 }
 
 /// Strides are not negative where they are taken, and the low 32 bits are what counts (cuda/load.cuh).
@@ -90,7 +100,7 @@ struct DeviceAttention::Impl {
   std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
   CUfunction kv_lens_kernel = nullptr;
-  const TmaBox panel_box{.tokens = std::min(shape.page_size, kTileKv), .panels = 1, .heads = 1};
+  const TmaBox panel_box = make_panel_box(shape);
   const TmaBox group_box = make_group_box(shape, shape.head_dim_qk);
   CachedTensorMap k_panel_map{panel_box, shape.head_dim_qk};
   CachedTensorMap k_map{make_box(shape, shape.head_dim_qk), shape.head_dim_qk};
@@ -163,7 +173,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
-    if (group_box.heads > 1) {
+    if (head_groups(shape).most > 1) {
       params.k_group_map = k_group_map.get(args.k, args.num_pages, shape);
       params.v_group_map = v_group_map.get(args.v, args.num_pages, shape);
     }

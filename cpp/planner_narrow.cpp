@@ -88,7 +88,7 @@ KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
 
 void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_work, const CostModel& costs,
                            int num_ctas, std::vector<Tile>& tiles) {
-  const HeadGroups groups = head_groups(shape.num_kv_heads);
+  const HeadGroups groups = head_groups(shape);
   const LineWork work = sum_work(tiles);
   const int num_streaming = estimate_num_ctas(work, wide_work, costs, num_ctas);
   const double num_all_steps = std::accumulate(work.num_steps.begin(), work.num_steps.end(), 0.0);

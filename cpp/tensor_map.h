@@ -15,11 +15,6 @@
 
 namespace onewave {
 
-/// Columns of a panel: 128 bytes of a 16-bit type, the span of the swizzle.
-inline constexpr int32_t kPanelColumns = 64;
-
-inline int32_t num_panels(int32_t head_dim) { return head_dim / kPanelColumns; }
-
 /// What one copy brings, in shared memory as the 128-byte swizzle lays it out.
 struct TmaBox {
   int32_t tokens;  ///< of one page
@@ -27,22 +22,29 @@ struct TmaBox {
   int32_t heads;
 };
 
-/// Rank 5: column in panel, token, panel, kv head, page.
+/// Whether the last panel of a row has all its columns. Where it has not, the columns are one dimension, and
+/// a box of one panel may reach out of it: TMA fills with zeros what lies beyond.
+inline bool has_full_panels(int32_t head_dim) { return head_dim % kPanelCols == 0; }
+
+/// Rank 5: column in panel, token, panel, kv head, page. Without full panels: column, token, 1, kv head,
+/// page.
 inline TensorMap make_tensor_map(const PagedTensor& tensor, int64_t num_pages, const AttentionShape& shape,
                                  int32_t head_dim, const TmaBox& box_shape) {
   const auto element_bytes = static_cast<cuuint64_t>(dtype_bytes(shape.dtype));
-  const auto panel_bytes = kPanelColumns * element_bytes;
+  const auto panel_bytes = kPanelCols * element_bytes;
+  const bool has_panels = has_full_panels(head_dim);
   // A dimension of size 1 may come with any stride, and the driver wants a valid one.
   auto stride_bytes = [&](int64_t stride, int64_t size) {
     return size > 1 ? static_cast<cuuint64_t>(stride) * element_bytes : panel_bytes;
   };
   const cuuint64_t dims[5] = {
-      kPanelColumns, static_cast<cuuint64_t>(shape.page_size), static_cast<cuuint64_t>(num_panels(head_dim)),
+      static_cast<cuuint64_t>(has_panels ? kPanelCols : head_dim), static_cast<cuuint64_t>(shape.page_size),
+      static_cast<cuuint64_t>(has_panels ? num_panels(head_dim) : 1),
       static_cast<cuuint64_t>(shape.num_kv_heads), static_cast<cuuint64_t>(num_pages)};
   const cuuint64_t strides[4] = {stride_bytes(tensor.token_stride, shape.page_size), panel_bytes,
                                  stride_bytes(tensor.head_stride, shape.num_kv_heads),
                                  stride_bytes(tensor.page_stride, num_pages)};
-  const cuuint32_t box[5] = {kPanelColumns, static_cast<cuuint32_t>(box_shape.tokens),
+  const cuuint32_t box[5] = {kPanelCols, static_cast<cuuint32_t>(box_shape.tokens),
                              static_cast<cuuint32_t>(box_shape.panels),
                              static_cast<cuuint32_t>(box_shape.heads), 1};
   const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};

@@ -20,29 +20,52 @@ inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM_QK;
 inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 /// K and V row by row with cp.async; otherwise a TMA box per page and 64-column panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
-static_assert((kHeadDimQk == 64 || kHeadDimQk == 128) && kHeadDimVo == kHeadDimQk);
+static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
 
-inline constexpr int kTileKvShift = 7;
+/// Keys of a stage of K or V.
+inline constexpr int kStageKv = stage_kv(kHeadDimVo);
+inline constexpr int kStageKvShift = kStageKv == 128 ? 7 : 6;
 inline constexpr int kWideRowsShift = 7;
-static_assert(kTileKv == 1 << kTileKvShift && kWideTileQ == 1 << kWideRowsShift);
+static_assert(kStageKv == 1 << kStageKvShift && kWideTileQ == 1 << kWideRowsShift);
 
-/// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle.
-inline constexpr int kPanelCols = 64;
+/// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle. The last
+/// panel of 96 columns is half empty: what lies there is never multiplied.
 inline constexpr int kPanelRowBytes = 128;
-inline constexpr int kQkPanels = kHeadDimQk / kPanelCols;
-inline constexpr int kVoPanels = kHeadDimVo / kPanelCols;
+inline constexpr int kQkPanels = num_panels(kHeadDimQk);
+inline constexpr int kVoPanels = num_panels(kHeadDimVo);
 /// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
 inline constexpr int kChunkCols = 8;
 inline constexpr int kPanelChunks = kPanelCols / kChunkCols;
+
+ONEWAVE_HOST_DEVICE constexpr int round_up_to_power_of_two(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
 
 inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumerThreads = kNumThreads - kWarpgroupThreads;
 inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 inline constexpr int kConsumerWarpsShift = 3;
-static_assert(kConsumerWarps == 1 << kConsumerWarpsShift && kConsumerWarps >= kMaxHeadsPerStep);
+static_assert(kConsumerWarps == 1 << kConsumerWarpsShift);
+
+/// Narrow items: 16 keys of every stage are a warp's. Where a stage has fewer keys than there are warps for,
+/// several share the same 16, and each accumulates a part of the columns of O^T.
+inline constexpr int kKeyWarpsShift = kStageKvShift - 4;
+inline constexpr int kColumnParts = kConsumerWarps >> kKeyWarpsShift;
+inline constexpr int kPartCols = kHeadDimVo / kColumnParts;
+static_assert(kPartCols % 16 == 0 && (1 << kKeyWarpsShift) == max_heads_per_step(kHeadDimVo));
+
+/// Of the consumer warps of a narrow item.
+__device__ __forceinline__ int column_part_of(int warp) {
+  return kColumnParts > 1 ? warp >> kKeyWarpsShift : 0;
+}
+__device__ __forceinline__ int key_warp_of(int warp) {
+  return kColumnParts > 1 ? warp & ((1 << kKeyWarpsShift) - 1) : warp;
+}
 
 /// Arrivals of a warp on a barrier: one lane's, where a consumer's is after __syncwarp. compute-sanitizer's
 /// racecheck does not carry one lane's arrival over to what the others of its warp have read, so the cubins
@@ -63,12 +86,14 @@ inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 ? 21
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
-/// Stages of the K ring and of the V ring: 128 KiB together. 64 KiB already draw the whole bandwidth; the
-/// wide kind needs two of each to overlap.
-inline constexpr int kNumStages = 512 / (kHeadDimQk + kHeadDimVo);
+/// Stages of the K ring and of the V ring: 96 to 160 KiB together. 64 KiB already draw the whole bandwidth;
+/// the wide kind needs two of each to overlap.
+inline constexpr int kNumStages = kQkPanels + kVoPanels == 2 ? 4 : 2;
 
-/// Query tiles: that of the next item is loaded while this one is in use.
-inline constexpr int kQueryStages = 2;
+/// Query tiles: where there is room for two, that of the next item is loaded while this one is in use.
+inline constexpr int kStagesBytes = kNumStages * kStageKv * (kQkPanels + kVoPanels) * kPanelRowBytes;
+inline constexpr int kQueryStages =
+    kStagesBytes + 2 * kWideTileQ * kQkPanels * kPanelRowBytes <= 192 << 10 ? 2 : 1;
 
 /// Records of wide items beside the query tiles. An item's is read until its output is stored, when the query
 /// tile after the next may be on its way.

@@ -2,7 +2,8 @@
 
 /// The end of a narrow item: each of the eight consumer warps has seen its own keys of one kv head, with a
 /// maximum, a sum and O^T of its own (narrow.cuh). They are weighed by the joint maximum and sum of every row
-/// and added up through shared memory, a slice of columns at a time, in the order of the warps.
+/// and added up through shared memory, a slice of columns at a time, in the order of the warps; where the
+/// columns are in parts, a slice of each.
 ///
 /// This code runs once an item, and what runs once waits for its instructions: about five cycles for each, so
 /// its loops are not unrolled where that does not wait for memory (bench/NOTES.md).
@@ -22,21 +23,21 @@ class NarrowJoin {
   __device__ __forceinline__ NarrowJoin(JoinBuffer& buffer, const Scales& scales, int step_heads_shift)
       : buffer_(buffer),
         scales_(scales),
-        head_warps_shift_(kConsumerWarpsShift - step_heads_shift),
+        head_warps_shift_(kKeyWarpsShift - step_heads_shift),
         // Or what is made of it would be in registers all through the item.
         thread_(ptx::opaque(threadIdx.x) - kWarpgroupThreads),
         lane_(thread_ % 32),
         warp_(thread_ / 32) {}
 
   __device__ __forceinline__ void run(const Output& output, const RowState (&rows)[2 * kBlocks],
-                                      const float (&out)[kHeadDimVo / 16][kBlocks][4]) {
+                                      const float (&out)[kPartCols / 16][kBlocks][4]) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
     publish_states(rows);
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     weigh_warps(output);
 #pragma unroll
-    for (int slice = 0; slice < kHeadDimVo / kSliceCols; ++slice) {
+    for (int slice = 0; slice < kPartCols / kSliceCols; ++slice) {
       constexpr int kSliceBlocks = kSliceCols / 16;
 #pragma unroll
       for (int m = 0; m < kSliceBlocks; ++m) {
@@ -82,7 +83,7 @@ class NarrowJoin {
     float l = state.y * factor;
     for (int lanes = 1; lanes < num_head_warps; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
     buffer_.weights[warp][row] = factor * row_out_scale(l, scales_.v);
-    if ((warp & (num_head_warps - 1)) == 0 && row < output.item.num_rows)
+    if ((warp & (num_head_warps - 1)) == 0 && column_part_of(warp) == 0 && row < output.item.num_rows)
       output.store_lse(warp >> head_warps_shift_, row, row_lse(m, l, scales_.score_log2));
   }
 
@@ -104,7 +105,7 @@ class NarrowJoin {
     };
     // One kv head: the reads of all warps together, 0.7 us less of an item that is alone. At head_dim 64 the
     // additional code slowed the wide loop by 1 %, wherever ptxas then put it.
-    if (kHeadDimVo == 128 && head_warps_shift_ == kConsumerWarpsShift) {
+    if (kHeadDimVo > 64 && kColumnParts == 1 && head_warps_shift_ == kConsumerWarpsShift) {
 #pragma unroll
       for (int warp = 0; warp < kConsumerWarps; ++warp) add(warp);
       output.store_4(0, row, first_col + col, sum);
@@ -114,7 +115,8 @@ class NarrowJoin {
     for (int warp = 0; warp < kConsumerWarps; ++warp) {
       add(warp);
       if ((warp + 1) & ((1 << head_warps_shift_) - 1)) continue;
-      output.store_4(warp >> head_warps_shift_, row, first_col + col, sum);
+      output.store_4(key_warp_of(warp) >> head_warps_shift_, row,
+                     column_part_of(warp) * kPartCols + first_col + col, sum);
       sum = make_float4(0.f, 0.f, 0.f, 0.f);
     }
   }

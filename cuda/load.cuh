@@ -35,7 +35,8 @@ struct KeyRange {
 };
 
 /// A box per page, issued by the lanes of one warp, a page each. The wide kind's K has one for each 64-column
-/// panel, whose 8-row groups must be 1024 bytes apart for wgmma.
+/// panel, whose 8-row groups must be 1024 bytes apart for wgmma. So has everything where the last panel is
+/// not full: a box of all panels cannot end inside one.
 template <Kind kKind>
 struct TmaLoader {
   struct Rows {
@@ -64,7 +65,7 @@ struct TmaLoader {
     const int key = tile_begin + (token_box << box.tokens_shift);
     // No such page: a box of zeros.
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
-    if (lane < kTileKv >> box.rows_shift() && (kIsInner || key < keys.end))
+    if (lane < kStageKv >> box.rows_shift() && (kIsInner || key < keys.end))
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
@@ -72,15 +73,15 @@ struct TmaLoader {
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
     if constexpr (kKind == Kind::kNarrow) {
-      load_boxes<kQkPanels>(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head,
-                            stage, full);
+      load_boxes<kHeadDimQk>(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head,
+                             stage, full);
     } else {
       expect_stage<kQkPanels>(full);
-      if (lane >= kTileKv >> params.box_shift) return;
+      if (lane >= kStageKv >> params.box_shift) return;
 #pragma unroll
       for (int panel = 0; panel < kQkPanels; ++panel) {
-        ptx::tma_load_5d(stage + (panel * kTileKv + (lane << params.box_shift)) * kPanelCols,
-                         &params.k_panel_map, full, 0, rows.token, panel, kv_head, rows.page, policy);
+        load_panel<kHeadDimQk>(stage + (panel * kStageKv + (lane << params.box_shift)) * kPanelCols,
+                               params.k_panel_map, rows, kv_head, panel, full);
       }
     }
   }
@@ -88,27 +89,45 @@ struct TmaLoader {
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
                                          uint64_t* full) const {
     const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
-    load_boxes<kVoPanels>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
+    load_boxes<kHeadDimVo>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
   }
 
  private:
-  template <int kNumPanels>
+  template <int kHeadDim>
+  __device__ __forceinline__ void load_panel(Element* target, const TensorMap& map, const Rows& rows,
+                                             int head, int panel, uint64_t* full) const {
+    // Where the last is not full, columns are one dimension, which a box may reach out of.
+    constexpr bool kAreFull = kHeadDim % kPanelCols == 0;
+    ptx::tma_load_5d(target, &map, full, kAreFull ? 0 : panel * kPanelCols, rows.token, kAreFull ? panel : 0,
+                     head, rows.page, policy);
+  }
+
+  template <int kHeadDim>
   __device__ __forceinline__ void load_boxes(const TensorMap& map, const Rows& rows, int kv_head,
                                              Element* stage, uint64_t* full) const {
+    constexpr int kNumPanels = num_panels(kHeadDim);
     const int heads_shift = kKind == Kind::kNarrow ? rows.step_heads_shift : 0;
     const TmaBox box(params, heads_shift);
     const int head_box = lane & ((1 << (heads_shift - box.heads_shift)) - 1);
     expect_stage<kNumPanels>(full);
-    if (lane >= kTileKv >> box.rows_shift()) return;
-    ptx::tma_load_5d(stage + (lane << box.rows_shift()) * (kNumPanels * kPanelCols), &map, full, 0,
-                     rows.token, 0, kv_head + (head_box << box.heads_shift), rows.page, policy);
+    if (lane >= kStageKv >> box.rows_shift()) return;
+    Element* target = stage + (lane << box.rows_shift()) * (kNumPanels * kPanelCols);
+    const int head = kv_head + (head_box << box.heads_shift);
+    constexpr int kBoxes = kHeadDim % kPanelCols == 0 ? 1 : kNumPanels;
+    if constexpr (kBoxes == 1) {
+      ptx::tma_load_5d(target, &map, full, 0, rows.token, 0, head, rows.page, policy);
+    } else {
+#pragma unroll
+      for (int panel = 0; panel < kBoxes; ++panel)
+        load_panel<kHeadDim>(target + (panel * kPanelCols << box.tokens_shift), map, rows, head, panel, full);
+    }
   }
 
   /// Also says that the warp has read what it needed of items up to the stage before (queue.cuh).
   template <int kNumPanels>
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     if (lane == 0) {
-      ptx::mbarrier_arrive_expect_tx(full, kTileKv * kNumPanels * kPanelRowBytes);
+      ptx::mbarrier_arrive_expect_tx(full, kStageKv * kNumPanels * kPanelRowBytes);
     } else if (lane < kArrivingLanes) {
       ptx::mbarrier_arrive(full);
     }
@@ -116,8 +135,8 @@ struct TmaLoader {
   }
 };
 
-/// Row by row: a thread looks up one key of one kv head, its warp copies the 32 rows together, 16 bytes a
-/// lane.
+/// Row by row: a thread looks up one key of one kv head, and eight lanes copy the rows that they looked up
+/// together, 16 bytes a lane. Where a stage has 64 rows, two lanes look up the same.
 template <Kind kKind>
 struct GatherLoader {
   struct Rows {
@@ -132,7 +151,8 @@ struct GatherLoader {
   const int32_t* kv_indices;
   PageIds& page_ids;
   unsigned page_size;
-  int row;              ///< of the stage, one per producer thread
+  int thread;           ///< of the producer
+  int row;              ///< of the stage, that it looks up
   const char* k_first;  ///< this lane's chunk of the first row
   const char* v_first;
 
@@ -142,48 +162,50 @@ struct GatherLoader {
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         page_ids(page_ids),
         page_size(header->page_size),
-        row(threadIdx.x % kWarpgroupThreads),
+        thread(threadIdx.x % kWarpgroupThreads),
+        row(kLanesRows == kPanelChunks ? thread : thread / kPanelChunks * kLanesRows + thread % kLanesRows),
         k_first(first_chunk(params.k)),
         v_first(first_chunk(params.v)) {}
 
   template <bool kIsInner>
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, uint32_t n) const {
-    const int tile_keys = kTileKv >> keys.step_heads_shift;
+    const int tile_keys = kStageKv >> keys.step_heads_shift;
     const int key = tile_begin + (row & (tile_keys - 1));
     if (!kIsInner && key >= keys.end) return {-1, 0};
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
-    ptx::cp_async_4(ptx::shared_address(&page_ids.of_row[n % kPageIdSlots][row]),
+    ptx::cp_async_4(ptx::shared_address(&page_ids.of_thread[n % kPageIdSlots][thread]),
                     kv_indices + keys.page_begin + page_idx);
-    return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kTileKvShift};
+    return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kStageKvShift};
   }
 
   template <bool kIsInner>
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load<kIsInner>(rows, kv_head, n, Destination<kQkPanels>{params.k, k_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination<kHeadDimQk>{params.k, k_first, stage, full});
   }
 
   template <bool kIsInner>
   __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, uint32_t n, Element* stage,
                                          uint64_t* full) const {
-    load<kIsInner>(rows, kv_head, n, Destination<kVoPanels>{params.v, v_first, stage, full});
+    load<kIsInner>(rows, kv_head, n, Destination<kHeadDimVo>{params.v, v_first, stage, full});
   }
 
   template <bool kIsInner>
   __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, uint32_t n, Element* k_stage,
                                           uint64_t* k_full, Element* v_stage, uint64_t* v_full) const {
-    load<kIsInner>(rows, kv_head, n, Destination<kQkPanels>{params.k, k_first, k_stage, k_full},
-                   Destination<kVoPanels>{params.v, v_first, v_stage, v_full});
+    load<kIsInner>(rows, kv_head, n, Destination<kHeadDimQk>{params.k, k_first, k_stage, k_full},
+                   Destination<kHeadDimVo>{params.v, v_first, v_stage, v_full});
   }
 
  private:
   static constexpr int kChunkBytes = kChunkCols * sizeof(Element);
+  static constexpr int kLanesRows = kStageKv * kPanelChunks / kWarpgroupThreads;  ///< of eight lanes
   static constexpr uint32_t kNoRow = UINT32_MAX;
 
   /// What a stage is filled from.
-  template <int kNumPanels>
+  template <int kHeadDim>
   struct Destination {
-    static constexpr int kPanels = kNumPanels;
+    static constexpr int kCols = kHeadDim;
 
     const GatheredTensor& source;
     const char* first;
@@ -201,45 +223,45 @@ struct GatherLoader {
   __device__ __forceinline__ void load(const Rows& rows, int kv_head, uint32_t n,
                                        const Destinations&... to) const {
     const bool valid = kIsInner || rows.token >= 0;
-    const uint32_t page = valid ? page_ids.of_row[n % kPageIdSlots][row] : 0;
+    const uint32_t page = valid ? page_ids.of_thread[n % kPageIdSlots][thread] : 0;
     const auto offset = [&](const GatheredTensor& source) {
       return page * source.page_chunks + rows.token * source.token_chunks +
              (kv_head + rows.head) * source.head_chunks;
     };
     if (kIsInner || __all_sync(0xffffffff, valid)) {
-      (copy_rows<true, to.kPanels>(to.first, offset(to.source), first_target(to.stage)), ...);
+      (copy_rows<true, to.kCols>(to.first, offset(to.source), first_target(to.stage)), ...);
     } else {
-      (copy_rows<false, to.kPanels>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)),
-       ...);
+      (copy_rows<false, to.kCols>(to.first, valid ? offset(to.source) : kNoRow, first_target(to.stage)), ...);
     }
     // The shuffle tells the compiler that the address is the warp's.
     (ptx::cp_async_mbarrier_arrive_noinc(__shfl_sync(0xffffffff, ptx::shared_address(to.full), 0)), ...);
   }
 
-  /// This lane's chunk in the first of its eight rows.
+  /// This lane's chunk in the first of its rows.
   __device__ __forceinline__ uint32_t first_target(Element* stage) const {
-    const int lane = row % 32;
     return ptx::shared_address(stage) +
-           tile_offset(kTileKv, row / kPanelChunks * kPanelChunks, lane % kPanelChunks);
+           tile_offset(kStageKv, row / kLanesRows * kLanesRows, thread % 32 % kPanelChunks);
   }
 
-  /// Eight lanes copy their eight rows one after another, 16 bytes of every panel each, so that an address
-  /// serves all panels.
+  /// Eight lanes copy their rows one after another, 16 bytes of every panel each, so that an address serves
+  /// all panels.
   ///
   /// `offset`: of this lane's row, in chunks from `first`; kNoRow: none, its row becomes zeros.
-  /// `first_target`: of this lane's chunk in the first of the eight rows.
-  template <bool kAllValid, int kNumPanels>
+  /// `first_target`: of this lane's chunk in the first of the rows.
+  template <bool kAllValid, int kCols>
   __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
                                                    uint32_t first_target) {
 #pragma unroll
-    for (int i = 0; i < kPanelChunks; ++i) {
+    for (int i = 0; i < kLanesRows; ++i) {
       const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
       const bool valid = kAllValid || row_offset != kNoRow;
       const char* source = first + (valid ? static_cast<uint64_t>(row_offset) * kChunkBytes : 0);
       const uint32_t target = nth_chunk(first_target, i) + i * kPanelRowBytes;
 #pragma unroll
-      for (int panel = 0; panel < kNumPanels; ++panel) {
-        const uint32_t panel_target = target + panel * kTileKv * kPanelRowBytes;
+      for (int panel = 0; panel < num_panels(kCols); ++panel) {
+        constexpr int kLastChunks = kCols % kPanelCols / kChunkCols;  // of a panel that is not full
+        if (panel == kCols / kPanelCols && static_cast<int>(threadIdx.x % kPanelChunks) >= kLastChunks) break;
+        const uint32_t panel_target = target + panel * kStageKv * kPanelRowBytes;
         const char* panel_source = source + panel * kPanelRowBytes;
         if constexpr (kAllValid) {
           ptx::cp_async_16(panel_target, panel_source);
@@ -260,11 +282,14 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
                                              Element (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
   const int num_tile_rows = 1 << (rows_shift + step_heads_shift<kKind>(item));
+  // Of a row's threads those beyond its chunks have none.
   constexpr int kRowChunks = kHeadDimQk / kChunkCols;
-  const int chunk = thread % kRowChunks;
+  constexpr int kRowThreads = round_up_to_power_of_two(kRowChunks);
+  const int chunk = thread % kRowThreads;
   const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
+  const int end = kRowThreads == kRowChunks || chunk < kRowChunks ? num_tile_rows : 0;
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
-  for (int i = thread / kRowChunks; i < num_tile_rows; i += kQueryLoaderThreads / kRowChunks) {
+  for (int i = thread / kRowThreads; i < end; i += kQueryLoaderThreads / kRowThreads) {
     const int row = i & ((1 << rows_shift) - 1);
     const bool valid = row < item.num_rows;
     const QueryRow source = rows.query_row(kv_head + (i >> rows_shift), valid ? row : 0);

@@ -5,7 +5,8 @@
 /// columns) as M, packed rows as N. A stage has 128 rows: keys of one kv head, or fewer keys of several,
 /// which lie side by side in a page and are read in one piece. Each of the eight consumer warps owns 16 rows
 /// of every stage, keys of one kv head, and has its own maximum, sum and O^T; there is no barrier inside an
-/// item, and the warps of a kv head join once at its end.
+/// item, and the warps of a kv head join once at its end. (Above 128 columns a stage has 64 rows: two warps
+/// have the same 16, and each a half of the columns of O^T.)
 ///
 /// Accumulators: lane i holds of each 16 x 8 block the elements (i / 4, 2 (i % 4) + c) at c and 8 rows below
 /// at 2 + c. So a lane's packed rows are 8 j + 2 (i % 4) + c in S^T and O^T alike, and one RowState serves
@@ -46,20 +47,22 @@ class NarrowConsumer {
         step_heads_shift_(step_heads_shift),
         lane_(threadIdx.x % 32) {
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
-    const int head_warps_shift = kConsumerWarpsShift - step_heads_shift;
-    head_ = warp >> head_warps_shift;
-    warp_key_ = (warp & ((1 << head_warps_shift) - 1)) * 16;
+    const int head_warps_shift = kKeyWarpsShift - step_heads_shift;
+    const int key_warp = key_warp_of(warp);
+    head_ = key_warp >> head_warps_shift;
+    warp_key_ = (key_warp & ((1 << head_warps_shift) - 1)) * 16;
     const NarrowLayout<kQkPanels> k_layout(params, step_heads_shift);
     const NarrowLayout<kVoPanels> v_layout(params, step_heads_shift);
     k_row_ = k_layout.row_offset(head_, warp_key_ + lane_ % 16);
     v_row_ = v_layout.row_offset(head_, warp_key_ + lane_ / 16 * 8 + lane_ % 8);
     panel_bytes_ = k_layout.panel_bytes();
+    if constexpr (kColumnParts > 1) first_block_ = column_part_of(warp) * (kPartCols / 16);
   }
 
   /// `kv_head`: the first of the step.
   __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
     QueryFragments q;
-    float out[kHeadDimVo / 16][kBlocks][4] = {};
+    float out[kPartCols / 16][kBlocks][4] = {};
     RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
     rings_.q.wait_full(at_.q);
     if constexpr (kQueryInRegisters) {
@@ -72,7 +75,7 @@ class NarrowConsumer {
     }
     const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
-    const int tile_keys = kTileKv >> step_heads_shift_;
+    const int tile_keys = kStageKv >> step_heads_shift_;
     int tile_begin = last_tile_begin(kv_begin, item.kv_end, step_heads_shift_);
     do {
       add_tile<true>(item, tile_begin + warp_key_, q, rows, out);
@@ -91,7 +94,7 @@ class NarrowConsumer {
   template <bool kAtEdge>
   __device__ __forceinline__ void add_tile(const WorkItem& item, int first_key, const QueryFragments& q,
                                            RowState (&rows)[2 * kBlocks],
-                                           float (&out)[kHeadDimVo / 16][kBlocks][4]) {
+                                           float (&out)[kPartCols / 16][kBlocks][4]) {
     float scores[kBlocks][4] = {};
     rings_.k.wait_full(at_.kv);
     multiply_keys(scores, q);
@@ -154,7 +157,7 @@ class NarrowConsumer {
 
   /// Weights of 16 keys, transposed in registers to the B operand of O^T += V^T P^T; O^T is rescaled.
   __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[2 * kBlocks],
-                                          float (&out)[kHeadDimVo / 16][kBlocks][4],
+                                          float (&out)[kPartCols / 16][kBlocks][4],
                                           uint32_t (&weights)[kBlocks][2]) const {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
@@ -169,7 +172,7 @@ class NarrowConsumer {
         scores[j][c] = rows[2 * j + c].add(scores[j][c], score_log2_, scaled_max);
         scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], score_log2_, scaled_max);
 #pragma unroll
-        for (int m = 0; m < kHeadDimVo / 16; ++m) {
+        for (int m = 0; m < kPartCols / 16; ++m) {
           out[m][j][c] *= factor;
           out[m][j][2 + c] *= factor;
         }
@@ -182,7 +185,7 @@ class NarrowConsumer {
   /// kMasked: V of keys past the request's last is taken as zero, whatever the page holds there (0 * NaN is
   /// NaN).
   template <bool kMasked>
-  __device__ __forceinline__ void multiply_values(float (&out)[kHeadDimVo / 16][kBlocks][4],
+  __device__ __forceinline__ void multiply_values(float (&out)[kPartCols / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
     const uint32_t row = ptx::shared_address(storage_.tiles.v[at_.kv.stage()]) + v_row_;
@@ -192,9 +195,10 @@ class NarrowConsumer {
     const uint32_t keep_high =
         (pair + 8 < valid_keys ? 0xffffu : 0u) | (pair + 9 < valid_keys ? 0xffff0000u : 0u);
 #pragma unroll
-    for (int m = 0; m < kHeadDimVo / 16; ++m) {
+    for (int m = 0; m < kPartCols / 16; ++m) {
       uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (m % 4)) + m / 4 * panel_bytes_);
+      const int block = kColumnParts > 1 ? first_block_ + m : m;
+      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (block % 4)) + block / 4 * panel_bytes_);
       if constexpr (kMasked) {
         v[0] &= keep_low;
         v[1] &= keep_low;
@@ -220,6 +224,7 @@ class NarrowConsumer {
   uint32_t k_row_;  ///< bytes from the start of a stage to the row that this lane gives ldmatrix
   uint32_t v_row_;
   uint32_t panel_bytes_;
+  int first_block_;  ///< of the 16-column blocks of O^T, this warp's first; where the columns are in parts
 };
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,

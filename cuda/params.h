@@ -3,7 +3,7 @@
 /// The kernel's parameters: one struct by value, shared by cpp/launch.cpp and cuda/attention.cu. Baked into a
 /// CUDA graph at capture; what a plan may change lies in the plan (onewave/plan_format.h).
 
-#include <onewave/types.h>
+#include <onewave/plan_format.h>
 
 #include <cstdint>
 
@@ -13,6 +13,12 @@ namespace onewave {
 inline constexpr int32_t kNumThreads = 384;
 /// Dynamic shared memory of a CTA: all of it, since one CTA runs on an SM.
 inline constexpr int32_t kSharedBytes = 227 * 1024;
+
+/// Columns of a panel of Q, K and V in shared memory: 128 bytes, the span of the swizzle.
+inline constexpr int32_t kPanelCols = 64;
+ONEWAVE_HOST_DEVICE constexpr int32_t num_panels(int32_t head_dim) {
+  return (head_dim + kPanelCols - 1) / kPanelCols;
+}
 
 /// A CUtensorMap: 128 opaque bytes.
 struct alignas(64) TensorMap {
@@ -33,7 +39,7 @@ struct KernelParams {
   void* plan;  ///< the workspace: a PlanHeader at its start
   int32_t num_pages;
   int32_t num_rows;           ///< of q, out and lse
-  int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or kTileKv tokens of it
+  int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or a stage of it
   int32_t group_box_shift;    ///< the same of a box of several kv heads
   int32_t group_heads_shift;  ///< log2 of its kv heads
   const void* q;              ///< [total_qo_len, num_qo_heads, head_dim]
@@ -53,8 +59,8 @@ struct KernelParams {
   float v_scale;
   GatheredTensor k;
   GatheredTensor v;
-  TensorMap k_panel_map;  ///< rank 5: column in panel (64), token, panel, head, page; a box is of one panel
-  TensorMap k_map;        ///< a box has all panels
+  TensorMap k_panel_map;  ///< rank 5: column in panel, token, panel, head, page; a box is of one panel
+  TensorMap k_map;        ///< a box has all panels, where all are full (cpp/tensor_map.h)
   TensorMap v_map;
   TensorMap k_group_map;  ///< a box has all panels of several kv heads
   TensorMap v_group_map;

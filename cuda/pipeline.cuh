@@ -73,7 +73,7 @@ struct Ring {
   }
 };
 
-/// The rings of one kind of item: a query tile per (item, kv head), K and V stages of kTileKv keys.
+/// The rings of one kind of item: a query tile per (item, kv head), K and V stages of kStageKv keys.
 struct KindRings {
   Ring<kQueryStages> q;
   Ring<kNumStages> k;

@@ -49,7 +49,7 @@ struct NarrowItems {
   const Work& work;
 
   __device__ __forceinline__ NoQueue queue() const { return {}; }
-  __device__ __forceinline__ NoQueue draw_request() const { return {}; }
+  __device__ __forceinline__ NoQueue stream_queue() const { return {}; }
   __device__ __forceinline__ HeadCursor cursor() const {
     return {work, work.cta.narrow_begin, work.cta.narrow_end};
   }
@@ -65,7 +65,14 @@ struct WideItems {
   SharedStorage& storage;
 
   __device__ __forceinline__ ItemQueue queue() const { return {params, work, storage.wide_items}; }
-  __device__ __forceinline__ DrawRequest draw_request() const { return {work, storage.wide_items}; }
+  /// As the stream of K sees it.
+  __device__ __forceinline__ auto stream_queue() const {
+    if constexpr (kStreamDraws) {
+      return queue();
+    } else {
+      return DrawRequest{work, storage.wide_items};
+    }
+  }
   /// When the first item is there and the stages are free.
   __device__ __forceinline__ WideCursor cursor() const {
     ptx::mbarrier_wait(&storage.narrow_done, 0);
@@ -91,7 +98,7 @@ class KvTileStream {
     if constexpr (Items::kKind == Kind::kWide) {
       if (is_near_end()) queue_.near_end();
     }
-    tile_begin_ -= kTileKv >> keys_.step_heads_shift;
+    tile_begin_ -= kStageKv >> keys_.step_heads_shift;
     is_first_ = false;
     if (tile_begin_ < keys_.begin) {
       if constexpr (Items::kKind == Kind::kWide) {
@@ -112,12 +119,12 @@ class KvTileStream {
   /// next(), where it is inside.
   __device__ __forceinline__ typename Loader::Rows next_inside(uint32_t n) {
     const typename Loader::Rows rows = loader_.template lookup<true>(keys_, tile_begin_, n);
-    tile_begin_ -= kTileKv >> keys_.step_heads_shift;
+    tile_begin_ -= kStageKv >> keys_.step_heads_shift;
     return rows;
   }
 
  private:
-  static constexpr int kKeysAhead = 2 * kTileKv;
+  static constexpr int kKeysAhead = 2 * kStageKv;
 
   /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
   /// one to have time for it.
@@ -334,9 +341,9 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     load_together<Items>(loader, cursor, queue, tiles, rings, queries);
     queries.end();
   } else if (warp == 0) {
-    auto request = source.draw_request();
-    request.begin();
-    load_tiles<Items>(loader, source.cursor(), request, rings.k, gently,
+    auto queue = source.stream_queue();
+    queue.begin();
+    load_tiles<Items>(loader, source.cursor(), queue, rings.k, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
                         loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
                       });
@@ -348,11 +355,11 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
                       });
   } else {
     auto queue = source.queue();
-    queue.serve_begin();
+    if constexpr (!kStreamDraws) queue.serve_begin();
     Queries queries(params, work, source.cursor(), tiles, items, rings, rows_shift);
     for (; queries.valid(); queries.advance()) {
       queries.load();
-      if constexpr (Items::kKind == Kind::kWide) {
+      if constexpr (Items::kKind == Kind::kWide && !kStreamDraws) {
         if (queries.cursor().is_last_head()) queue.serve_end(queries.cursor().item_idx());
       }
     }

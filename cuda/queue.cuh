@@ -4,7 +4,7 @@
 /// producer draws from a counter in global memory, and hands the item to the others in shared memory. Which
 /// CTA takes an item does not change its result.
 ///
-///   the stream of K   near an item's end   DrawRequest: wanted (TMA), or ItemQueue: draws (gather)
+///   the stream of K   near an item's end   DrawRequest: wanted, or ItemQueue: draws (kStreamDraws)
 ///   a query warp      wait(wanted)         ItemQueue: draws, reads, items[n], which arrives on full[n]
 ///   every warp        wait(full[n])        WideCursor: items[n]
 ///
@@ -19,8 +19,13 @@
 
 namespace onewave {
 
-/// Of the producer: the first of those that load queries (see producer.cuh), or of all.
-inline constexpr int kDrawingWarp = kGather ? 0 : 2;
+/// Whether the stream of K draws itself. Where it has the time it need not, a query warp does; but with one
+/// stage of queries that warp waits for the item before, whose K the stream has not loaded yet: it is two
+/// tiles ahead, which may be two items.
+inline constexpr bool kStreamDraws = kGather || kQueryStages == 1;
+
+/// Of the producer: the first of those that load queries (see producer.cuh), or of those that load K.
+inline constexpr int kDrawingWarp = kStreamDraws ? 0 : 2;
 
 inline constexpr int kQueueSlots = 16;
 static_assert(kQueueSlots - 1 - 2 - kNumStages >= 5);
@@ -44,8 +49,7 @@ struct ItemSlots {
   __device__ __forceinline__ const WorkItem& item(int n) const { return items[n % kQueueSlots]; }
 };
 
-/// What a stream of K does at its item's end where the queue is another warp's (TMA): that warp has the time,
-/// this one has not.
+/// What a stream of K does at its item's end where the queue is another warp's.
 struct DrawRequest {
   const Work& work;
   ItemSlots& slots;

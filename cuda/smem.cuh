@@ -17,14 +17,14 @@
 
 namespace onewave {
 
-inline constexpr int kKStageElements = kTileKv * kQkPanels * kPanelCols;
-inline constexpr int kVStageElements = kTileKv * kVoPanels * kPanelCols;
+inline constexpr int kKStageElements = kStageKv * kQkPanels * kPanelCols;
+inline constexpr int kVStageElements = kStageKv * kVoPanels * kPanelCols;
 
-/// Page ids of the tiles that are on their way, by the rows of a stage. (In registers ptxas would have a warp
-/// wait for those that it has just asked for when it uses the ones before.)
+/// Page ids of the tiles that are on their way, by the producer's threads. (In registers ptxas would have a
+/// warp wait for those that it has just asked for when it uses the ones before.)
 inline constexpr int kPageIdSlots = 4;
 struct GatheredPageIds {
-  int32_t of_row[kPageIdSlots][kTileKv];
+  int32_t of_thread[kPageIdSlots][kWarpgroupThreads];
 };
 struct NoPageIds {};
 using PageIds = std::conditional_t<kGather, GatheredPageIds, NoPageIds>;
@@ -39,20 +39,32 @@ struct Tiles {
 using WideTiles = Tiles<kWideTileQ>;
 using NarrowTiles = Tiles<kNarrowStepRows>;
 
-/// Columns of O^T that the join of a narrow item of `num_rows` padded rows adds up at a time: fewer as rows
-/// grow.
-__host__ __device__ constexpr int join_slice_cols(int num_rows) { return kHeadDimVo * 8 / num_rows; }
+/// Columns of O^T that the join of a narrow item of `num_rows` padded rows adds up at a time, of each part of
+/// the columns: fewer as rows grow, and whole blocks of 16.
+__host__ __device__ constexpr int join_slice_cols(int num_rows) {
+  int cols = kPartCols * 8 / num_rows / 16 * 16;
+  while (kPartCols % cols != 0) cols -= 16;
+  return cols;
+}
 /// Floats between rows of a slice: 4 of padding keep the transposed stores free of bank conflicts.
 __host__ __device__ constexpr int join_pitch(int num_rows) { return join_slice_cols(num_rows) + 4; }
+
+__host__ __device__ constexpr int join_floats(int num_rows) {
+  return kConsumerWarps * num_rows * join_pitch(num_rows);
+}
+__host__ __device__ constexpr int max_join_floats() {
+  int most = 0;
+  for (int num_rows = 8; num_rows <= kNarrowTileQ; num_rows *= 2)
+    most = join_floats(num_rows) > most ? join_floats(num_rows) : most;
+  return most;
+}
 
 /// Where the eight consumer warps of a narrow item meet.
 struct JoinBuffer {
   float2 states[kNarrowTileQ][kConsumerWarps];  ///< maximum and sum
   float weights[kConsumerWarps][kNarrowTileQ];
-  alignas(16) float out[kConsumerWarps * kNarrowTileQ *
-                        join_pitch(kNarrowTileQ)];  ///< [warp, row, column of the slice]
+  alignas(16) float out[max_join_floats()];  ///< [warp, row, column of the slice]
 };
-static_assert(8 * join_pitch(8) <= kNarrowTileQ * join_pitch(kNarrowTileQ));
 
 struct WideStorage {
   WideTiles tiles;
@@ -105,7 +117,7 @@ struct BoxLayout {
 };
 
 __device__ __forceinline__ BoxLayout box_layout(const KernelParams& params) {
-  return {kGather ? kTileKvShift : params.box_shift};
+  return {kGather ? kStageKvShift : params.box_shift};
 }
 
 /// Tokens and kv heads of the boxes that a stage is loaded with.
@@ -133,7 +145,7 @@ struct NarrowLayout {
 
   /// Bytes to the row of a key of the step, in the first panel.
   __device__ __forceinline__ uint32_t row_offset(int head, int key) const {
-    if constexpr (kGather) return ((head * kTileKv >> step_heads_shift) + key) * kPanelRowBytes;
+    if constexpr (kGather) return ((head * kStageKv >> step_heads_shift) + key) * kPanelRowBytes;
     const int box_idx =
         (key >> box.tokens_shift << (step_heads_shift - box.heads_shift)) + (head >> box.heads_shift);
     const int box_head = head & ((1 << box.heads_shift) - 1);
@@ -142,7 +154,7 @@ struct NarrowLayout {
            kPanelRowBytes;
   }
   __device__ __forceinline__ uint32_t panel_bytes() const {
-    return kGather ? kTileKv * kPanelRowBytes : kPanelRowBytes << box.tokens_shift;
+    return kGather ? kStageKv * kPanelRowBytes : kPanelRowBytes << box.tokens_shift;
   }
 };
 

@@ -25,7 +25,7 @@
 
 namespace onewave {
 
-inline constexpr int kWideScores = kTileKv / 2;
+inline constexpr int kWideScores = kStageKv / 2;
 inline constexpr int kWideOut = kHeadDimVo / 2;
 
 class WideConsumer {
@@ -91,16 +91,16 @@ class WideConsumer {
     int tile_begin = last_tile_begin(kv_begin, tile.item.kv_end, 0);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
-    if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
+    if (tile_begin + kStageKv > all_visible) mask(scores, tile.rows, tile_begin);
     float maxima[2];
     take_maxima(scores, maxima);
     raise_references(maxima, rows, factors);
     wait_next_scores(false, tile_begin <= kv_begin);
     multiply(scores, rows, out, false, last_tile_keys);
     while (tile_begin > kv_begin) {
-      tile_begin -= kTileKv;
+      tile_begin -= kStageKv;
       const bool has_next_keys = rings_.k.is_full(at_.k);
-      if (tile_begin + kTileKv > all_visible) mask(scores, tile.rows, tile_begin);
+      if (tile_begin + kStageKv > all_visible) mask(scores, tile.rows, tile_begin);
       take_maxima(scores, maxima);
       const bool rise = exceed_references(maxima, rows);
       if (rise) raise_references(maxima, rows, factors);
@@ -109,7 +109,7 @@ class WideConsumer {
       ptx::fence_registers(out);
       rings_.v.release(at_.v);
       if (rise) rescale(out, factors);
-      multiply(scores, rows, out, true, kTileKv);
+      multiply(scores, rows, out, true, kStageKv);
     }
     finish_rows(tile, rows, out_scales);
     ptx::wgmma_wait_group<0>();
@@ -139,7 +139,7 @@ class WideConsumer {
   __device__ __forceinline__ void multiply(float (&scores)[kWideScores], RowState (&rows)[2],
                                            float (&out)[kWideOut], bool accumulate, int valid_keys) {
     float exponents[kWideScores];
-    uint32_t weights[kTileKv / 16][4];
+    uint32_t weights[kStageKv / 16][4];
     scale(scores, rows, exponents);
     take_turn();
     issue_scores(scores);
@@ -148,7 +148,7 @@ class WideConsumer {
     ptx::fence_registers(weights);
     pass_turn();
     rings_.v.wait_full(at_.v);
-    if (!kGather && valid_keys < kTileKv) clear_tail(valid_keys);
+    if (!kGather && valid_keys < kStageKv) clear_tail(valid_keys);
     issue_out(out, weights, accumulate);
     ptx::wgmma_wait_group<1>();
     ptx::fence_registers(scores);
@@ -167,7 +167,7 @@ class WideConsumer {
   /// warpgroup does all of it for itself: the other's stores are the same.
   __device__ __forceinline__ void clear_tail(int valid_keys) {
     unsigned char* stage = reinterpret_cast<unsigned char*>(storage_.tiles.v[at_.v.stage()]);
-    for (int i = valid_keys * kPanelChunks + thread_; i < kTileKv * kPanelChunks; i += kWarpgroupThreads) {
+    for (int i = valid_keys * kPanelChunks + thread_; i < kStageKv * kPanelChunks; i += kWarpgroupThreads) {
       unsigned char* chunk = stage + v_layout_.row_offset(i / kPanelChunks) + i % kPanelChunks * 16;
 #pragma unroll
       for (int panel = 0; panel < kVoPanels; ++panel)
@@ -191,21 +191,21 @@ class WideConsumer {
     for (int step = 0; step < kHeadDimQk / 16; ++step) {
       const int panel = step / kStepsPerPanel;
       const int bytes = step % kStepsPerPanel * 32;
-      ptx::wgmma_m64n128k16<Element>(scores, q.at(panel * kWideTileQ * kPanelRowBytes + bytes),
-                                     k.at(panel * kTileKv * kPanelRowBytes + bytes), step > 0);
+      ptx::wgmma_m64k16<Element>(scores, q.at(panel * kWideTileQ * kPanelRowBytes + bytes),
+                                 k.at(panel * kStageKv * kPanelRowBytes + bytes), step > 0);
     }
     ptx::wgmma_commit_group();
   }
 
   __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
-                                            const uint32_t (&weights)[kTileKv / 16][4], bool accumulate) {
+                                            const uint32_t (&weights)[kStageKv / 16][4], bool accumulate) {
     const ptx::WgmmaDescriptor v(ptx::shared_address(storage_.tiles.v[at_.v.stage()]),
                                  v_layout_.panel_bytes(), v_layout_.group_bytes());
     if (kGather) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kTileKv / 16; ++step) {
+    for (int step = 0; step < kStageKv / 16; ++step) {
       ptx::wgmma_m64k16_trans<Element>(out, weights[step], v.at(v_layout_.step_offset(step)),
                                        accumulate || step > 0);
     }
@@ -268,7 +268,7 @@ class WideConsumer {
 
   /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
   __device__ __forceinline__ static void weigh(const float (&exponents)[kWideScores], RowState (&rows)[2],
-                                               uint32_t (&weights)[kTileKv / 16][4]) {
+                                               uint32_t (&weights)[kStageKv / 16][4]) {
     float sums[4] = {};  // of row 0, row 1, row 0, row 1
 #pragma unroll
     for (int i = 0; i < kWideScores / 2; ++i) {

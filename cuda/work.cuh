@@ -94,7 +94,7 @@ __device__ __forceinline__ int step_heads_shift(const WorkItem& item) {
 
 /// First key of the last tile of [kv_begin, kv_end); of no keys there is one tile too.
 __device__ __forceinline__ int last_tile_begin(int kv_begin, int kv_end, int step_heads_shift) {
-  const int tile_keys = kTileKv >> step_heads_shift;
+  const int tile_keys = kStageKv >> step_heads_shift;
   return kv_begin + ((max(kv_end - kv_begin, 1) - 1) & -tile_keys);
 }
 

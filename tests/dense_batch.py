@@ -24,17 +24,22 @@ class Heads(NamedTuple):
     num_kv_heads: int
     group_size: int
     head_dim: int
+    head_dim_vo: int = 0  # 0: as of q and k
 
     @property
     def num_qo_heads(self) -> int:
         return self.num_kv_heads * self.group_size
+
+    @property
+    def out_dim(self) -> int:
+        return self.head_dim_vo or self.head_dim
 
 
 @dataclass(frozen=True)
 class Expected:
     """Attention in float32, and how far the same computation in the inputs' precision is from it."""
 
-    out: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim]
+    out: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim_vo]
     lse: torch.Tensor  # [total_qo_len, num_qo_heads], base 2
     low_precision_error: float  # the largest |low precision - float32| of out
 
@@ -59,12 +64,13 @@ class DenseBatch:
         self.lens, self.heads, self.dtype, self.device = lens, heads, dtype, torch.device(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.total_qo_len = sum(group.count * group.qo_len for group in lens)
-        self.q = self._random(self.total_qo_len, heads.num_qo_heads)
-        self.k = [self._random(group.count, group.kv_len, heads.num_kv_heads) for group in lens]
-        self.v = [self._random(group.count, group.kv_len, heads.num_kv_heads) for group in lens]
+        self.q = self._random(self.total_qo_len, heads.num_qo_heads, heads.head_dim)
+        self.k, self.v = (
+            [self._random(group.count, group.kv_len, heads.num_kv_heads, head_dim) for group in lens]
+            for head_dim in (heads.head_dim, heads.out_dim)
+        )
 
     def _random(self, *shape: int) -> torch.Tensor:
-        shape += (self.heads.head_dim,)
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def requests(self) -> Iterator[Lens]:
@@ -73,7 +79,7 @@ class DenseBatch:
 
     def expected(self, causal: bool, k_scale: float = 1.0, v_scale: float = 1.0) -> Expected:
         """The oracle: plain attention, group by group and in blocks of queries."""
-        out = torch.empty(self.q.shape, dtype=torch.float32, device=self.device)
+        out = torch.empty((*self.q.shape[:2], self.heads.out_dim), dtype=torch.float32, device=self.device)
         lse = torch.empty(self.q.shape[:2], dtype=torch.float32, device=self.device)
         low_precision_error = 0.0
         row = 0
@@ -84,7 +90,7 @@ class DenseBatch:
                 continue
             split = (group.count, group.qo_len, self.heads.num_kv_heads, self.heads.group_size)
             q = self.q[rows].unflatten(0, split[:2]).unflatten(2, split[2:])
-            group_out = out[rows].view(*split, self.heads.head_dim)
+            group_out = out[rows].view(*split, self.heads.out_dim)
             group_lse = lse[rows].view(split)
             scores_per_query = group.count * self.heads.num_qo_heads * max(group.kv_len, 1)
             block = max(1, MAX_BLOCK_SCORES // scores_per_query)
@@ -134,7 +140,8 @@ class DenseBatch:
         self, num_pages: int, page_size: int, layout: str
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """A cache full of NaN as run() takes it, and its k and v as [page, token, head, column]."""
-        num_heads, head_dim = self.heads.num_kv_heads, self.heads.head_dim
+        num_heads, head_dim, out_dim = self.heads.num_kv_heads, self.heads.head_dim, self.heads.out_dim
+        assert head_dim == out_dim or layout in ("pair", "strided")
 
         def full(*shape: int) -> torch.Tensor:
             return torch.full(shape, math.nan, dtype=self.dtype, device=self.device)
@@ -146,12 +153,12 @@ class DenseBatch:
             cache = full(num_pages, 2, num_heads, page_size, head_dim)
             return cache, (cache[:, 0].transpose(1, 2), cache[:, 1].transpose(1, 2))
         if layout == "pair":
-            shape = (num_pages, page_size, num_heads, head_dim)
-            pair = full(*shape), full(*shape)
+            shape = (num_pages, page_size, num_heads)
+            pair = full(*shape, head_dim), full(*shape, out_dim)
             return pair, pair
         assert layout == "strided"
         wide_k = full(num_pages, 3, page_size, 2 * num_heads, head_dim + 8)
-        wide_v = full(num_pages, 2, page_size, 3 * num_heads, head_dim + 16)
+        wide_v = full(num_pages, 2, page_size, 3 * num_heads, out_dim + 16)
         pair = wide_k[:, 1, :, ::2, :head_dim], wide_v[:, 1, :, 1::3, 16:]
         return pair, pair
 

@@ -3,6 +3,7 @@ says nothing when it changes its mind. The figures that may only improve are in 
 it anew with `python3 tests/test_sass.py`."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,6 @@ FIGURES = Path(__file__).with_name("kernel_figures.csv")
 
 # Of nvcc's releases: scheduling moves a few instructions.
 TOLERANCE = 1.02
-TILE_KV = 128
 # Scores are issued for the first item, at an item's first tile and in its loop; O at the first tile and in the loop.
 NUM_SCORES, NUM_OUTS = 3, 2
 
@@ -52,10 +52,22 @@ def is_score(instruction: Instruction) -> bool:
     return instruction.is_a("HGMMA") and not is_out(instruction)
 
 
-def wide_step(code: list[Instruction]) -> list[Instruction]:
+def head_dims(name: str) -> tuple[int, int]:
+    """Of q and k, of v and out, by the kernel's name."""
+    qk, vo = re.fullmatch(r"\w+?_d(\d+)_(?:(\d+)_)?(?:tma|gather)", name).groups()  # type: ignore[union-attr]
+    return int(qk), int(vo or qk)
+
+
+def stage_kv(name: str) -> int:
+    """Keys of a stage: stage_kv() of plan_format.h."""
+    return 128 if head_dims(name)[1] <= 128 else 64
+
+
+def wide_step(kernel: Kernel) -> list[Instruction]:
     """The wide kind's loop: from O of a tile to O of the next. (In the order of addresses, with the edge tiles' mask.)"""
+    name, code = kernel
     outs = positions(code, is_out)
-    return code[outs[-TILE_KV // 16 - 1] + 1 : outs[-1] + 1]
+    return code[outs[-stage_kv(name) // 16 - 1] + 1 : outs[-1] + 1]
 
 
 def register_budgets(code: list[Instruction]) -> Figures:
@@ -70,7 +82,7 @@ def figures() -> dict[str, Figures]:
         is_attention = name not in SMALL_KERNELS
         found[name] |= register_budgets(code) if is_attention else {}
         found[name]["instructions"] = len(code)
-        found[name] |= {"wide_step_instructions": len(wide_step(code))} if is_attention else {}
+        found[name] |= {"wide_step_instructions": len(wide_step((name, code)))} if is_attention else {}
     return found
 
 
@@ -122,9 +134,8 @@ def test_the_roles_fit_the_registers_of_a_cta(kernel: Kernel) -> None:
 
 def test_every_product_is_there_once(kernel: Kernel) -> None:
     name, code = kernel
-    head_dim = 64 if "_d64_" in name else 128
-    assert len(positions(code, is_score)) == NUM_SCORES * head_dim // 16
-    assert len(positions(code, is_out)) == NUM_OUTS * TILE_KV // 16
+    assert len(positions(code, is_score)) == NUM_SCORES * head_dims(name)[0] // 16
+    assert len(positions(code, is_out)) == NUM_OUTS * stage_kv(name) // 16
 
 
 def test_no_product_is_serialised(kernel: Kernel) -> None:
@@ -134,19 +145,19 @@ def test_no_product_is_serialised(kernel: Kernel) -> None:
 
 
 def test_exponentials_run_under_the_next_scores(kernel: Kernel) -> None:
-    step = wide_step(kernel[1])
+    step = wide_step(kernel)
     first_score, first_out = positions(step, is_score)[0], positions(step, is_out)[0]
     exponentials = positions(step, lambda i: i.opcode == "MUFU.EX2")
-    assert sum(first_score < i < first_out for i in exponentials) >= TILE_KV // 2 * 7 // 8
+    assert sum(first_score < i < first_out for i in exponentials) >= stage_kv(kernel[0]) // 2 * 7 // 8
 
 
 def test_maxima_run_under_the_last_product(kernel: Kernel) -> None:
     """The wait for O comes after them, and there is no other in the step than that and the one for the scores."""
-    step = wide_step(kernel[1])
+    step = wide_step(kernel)
     waits = positions(step, lambda i: i.opcode.startswith("WARPGROUP.DEPBAR"))
     maxima = positions(step, lambda i: i.is_a("FMNMX"))
     assert len(waits) == 2
-    assert sum(waits[0] < i < waits[1] for i in maxima) >= TILE_KV // 2
+    assert sum(waits[0] < i < waits[1] for i in maxima) >= stage_kv(kernel[0]) // 2
 
 
 def write_figures() -> None:

@@ -58,67 +58,92 @@ __device__ __forceinline__ void fence_registers(uint32_t (&d)[kRows][kCols]) {
   for (int i = 0; i < kRows * kCols; ++i) asm volatile("" : "+r"(d[i / kCols][i % kCols])::"memory");
 }
 
-// Operand lists of 8 and 32 accumulator registers.
-#define ONEWAVE_ACC8(d, i)                                                                    \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define ONEWAVE_ACC32(d, i) \
-  ONEWAVE_ACC8(d, i), ONEWAVE_ACC8(d, i + 8), ONEWAVE_ACC8(d, i + 16), ONEWAVE_ACC8(d, i + 24)
+// Sixteen registers of an accumulator: in the text of an instruction, and as operands.
+#define ONEWAVE_TEXT16_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define ONEWAVE_TEXT16_1 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define ONEWAVE_TEXT16_2 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define ONEWAVE_TEXT16_3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ONEWAVE_TEXT16_4 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define ONEWAVE_TEXT16_5 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define ONEWAVE_TEXT16_6 \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define ONEWAVE_TEXT16_7 \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define ONEWAVE_TEXT32 ONEWAVE_TEXT16_0 ", " ONEWAVE_TEXT16_1
+#define ONEWAVE_TEXT48 ONEWAVE_TEXT32 ", " ONEWAVE_TEXT16_2
+#define ONEWAVE_TEXT64 ONEWAVE_TEXT48 ", " ONEWAVE_TEXT16_3
+#define ONEWAVE_TEXT96 ONEWAVE_TEXT64 ", " ONEWAVE_TEXT16_4 ", " ONEWAVE_TEXT16_5
+#define ONEWAVE_TEXT128 ONEWAVE_TEXT96 ", " ONEWAVE_TEXT16_6 ", " ONEWAVE_TEXT16_7
+#define ONEWAVE_ACC16(d, i)                                                                             \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),           \
+      "+f"(d[i + 6]), "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), \
+      "+f"(d[i + 12]), "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
+#define ONEWAVE_ACC32(d) ONEWAVE_ACC16(d, 0), ONEWAVE_ACC16(d, 16)
+#define ONEWAVE_ACC48(d) ONEWAVE_ACC32(d), ONEWAVE_ACC16(d, 32)
+#define ONEWAVE_ACC64(d) ONEWAVE_ACC48(d), ONEWAVE_ACC16(d, 48)
+#define ONEWAVE_ACC96(d) ONEWAVE_ACC64(d), ONEWAVE_ACC16(d, 64), ONEWAVE_ACC16(d, 80)
+#define ONEWAVE_ACC128(d) ONEWAVE_ACC96(d), ONEWAVE_ACC16(d, 96), ONEWAVE_ACC16(d, 112)
 
-/// d[64 x 128] (+)= a[64 x 16] b[128 x 16]^T, both in shared memory with k contiguous.
-template <class Element>
-__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a_descriptor, uint64_t b_descriptor,
-                                                 bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-      "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
-      : ONEWAVE_ACC32(d, 0), ONEWAVE_ACC32(d, 32)
-      : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<int>(accumulate)),
-        "C"(TypeName<Element>::kValue)
-      : "memory");
-}
+/// d[64 x N] (+)= a[64 x 16] b[N x 16]^T, both in shared memory with k contiguous: N is twice the registers
+/// of the accumulator. The last arguments are the numbers of the operands that follow these.
+#define ONEWAVE_WGMMA(N, REGISTERS, A, B, ACCUMULATE, TYPE)                                  \
+  template <class Element>                                                                   \
+  __device__ __forceinline__ void wgmma_m64k16(float (&d)[REGISTERS], uint64_t a_descriptor, \
+                                               uint64_t b_descriptor, bool accumulate) {     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE                              \
+                 ", 0;\n"                                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE             \
+                 " {" ONEWAVE_TEXT##REGISTERS " }, " A ", " B ", p, 1, 1, 0, 0;\n}\n"        \
+                 : ONEWAVE_ACC##REGISTERS(d)                                                 \
+                 : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<int>(accumulate)),  \
+                   "C"(TypeName<Element>::kValue)                                            \
+                 : "memory");                                                                \
+  }
 
-/// d[64 x 128] (+)= a[64 x 16] b[16 x 128], a in registers, b in shared memory with its columns contiguous:
-/// m64n128k16. The number of columns is that of the accumulator.
-template <class Element>
-__device__ __forceinline__ void wgmma_m64k16_trans(float (&d)[64], const uint32_t (&a)[4],
-                                                   uint64_t b_descriptor, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%70.%70 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
-      : ONEWAVE_ACC32(d, 0), ONEWAVE_ACC32(d, 32)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(static_cast<int>(accumulate)),
-        "C"(TypeName<Element>::kValue)
-      : "memory");
-}
+/// d[64 x N] (+)= a[64 x 16] b[16 x N], a in registers, b in shared memory with its columns contiguous.
+#define ONEWAVE_WGMMA_TRANS(N, REGISTERS, A, B, ACCUMULATE, TYPE)                                   \
+  template <class Element>                                                                          \
+  __device__ __forceinline__ void wgmma_m64k16_trans(float (&d)[REGISTERS], const uint32_t (&a)[4], \
+                                                     uint64_t b_descriptor, bool accumulate) {      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE                                     \
+                 ", 0;\n"                                                                           \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                    \
+                 " {" ONEWAVE_TEXT##REGISTERS " }, {" A "}, " B ", p, 1, 1, 1;\n}\n"                \
+                 : ONEWAVE_ACC##REGISTERS(d)                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor),                   \
+                   "r"(static_cast<int>(accumulate)), "C"(TypeName<Element>::kValue)                \
+                 : "memory");                                                                       \
+  }
 
-/// The same for 64 columns: m64n64k16.
-template <class Element>
-__device__ __forceinline__ void wgmma_m64k16_trans(float (&d)[32], const uint32_t (&a)[4],
-                                                   uint64_t b_descriptor, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%38.%38 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-      : ONEWAVE_ACC32(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(static_cast<int>(accumulate)),
-        "C"(TypeName<Element>::kValue)
-      : "memory");
-}
+ONEWAVE_WGMMA(64, 32, "%32", "%33", "%34", "%35")
+ONEWAVE_WGMMA(128, 64, "%64", "%65", "%66", "%67")
 
+ONEWAVE_WGMMA_TRANS(64, 32, "%32, %33, %34, %35", "%36", "%37", "%38")
+ONEWAVE_WGMMA_TRANS(96, 48, "%48, %49, %50, %51", "%52", "%53", "%54")
+ONEWAVE_WGMMA_TRANS(128, 64, "%64, %65, %66, %67", "%68", "%69", "%70")
+ONEWAVE_WGMMA_TRANS(192, 96, "%96, %97, %98, %99", "%100", "%101", "%102")
+ONEWAVE_WGMMA_TRANS(256, 128, "%128, %129, %130, %131", "%132", "%133", "%134")
+
+#undef ONEWAVE_WGMMA_TRANS
+#undef ONEWAVE_WGMMA
+#undef ONEWAVE_ACC128
+#undef ONEWAVE_ACC96
+#undef ONEWAVE_ACC64
+#undef ONEWAVE_ACC48
 #undef ONEWAVE_ACC32
-#undef ONEWAVE_ACC8
+#undef ONEWAVE_ACC16
+#undef ONEWAVE_TEXT128
+#undef ONEWAVE_TEXT96
+#undef ONEWAVE_TEXT64
+#undef ONEWAVE_TEXT48
+#undef ONEWAVE_TEXT32
+#undef ONEWAVE_TEXT16_7
+#undef ONEWAVE_TEXT16_6
+#undef ONEWAVE_TEXT16_5
+#undef ONEWAVE_TEXT16_4
+#undef ONEWAVE_TEXT16_3
+#undef ONEWAVE_TEXT16_2
+#undef ONEWAVE_TEXT16_1
+#undef ONEWAVE_TEXT16_0
 
 }  // namespace onewave::ptx

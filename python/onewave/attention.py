@@ -150,8 +150,8 @@ class BatchAttention:
             is on the stream; update_kv_lens() reads it again. It is used in place until the next plan(); a value above
             its bound counts as the bound, one below 0 as 0. Work is spread over the SMs as for the bounds. The page table
             has entries up to the bounds, which are not looked at above the lengths (on a CPU they are checked).
-        head_dim_qk, head_dim_vo: columns of a row of q and k, and of v and out. On a GPU both 64 or both 128; on a CPU any
-            multiples of 32 up to 256.
+        head_dim_qk, head_dim_vo: columns of a row of q and k, and of v and out. On a GPU both 64, 96, 128, 192 or 256,
+            or 192 and 128; on a CPU any multiples of 32 up to 256.
         causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.

@@ -15,20 +15,33 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define ONEWAVE_HOST_DEVICE __host__ __device__
+#else
+#define ONEWAVE_HOST_DEVICE
+#endif
+
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
 inline constexpr uint32_t kPlanVersion = 7;
 
-/// Keys of one kv head per step (a stage of the kernel's rings). A narrow item may take several kv heads
+/// Keys of one kv head per step, in which keys are counted and cut. A narrow item may take several kv heads
 /// together, and then so many fewer keys.
 inline constexpr int32_t kTileKv = 128;
+/// Those of a stage of the kernel's rings: a step, or half of one where rows are long.
+ONEWAVE_HOST_DEVICE constexpr int32_t stage_kv(int32_t head_dim_vo) {
+  return head_dim_vo <= 128 ? kTileKv : kTileKv / 2;
+}
+/// kv heads that a narrow item takes together at most: each has at least one warp to itself, and 16 keys of
+/// every stage.
+ONEWAVE_HOST_DEVICE constexpr int32_t max_heads_per_step(int32_t head_dim_vo) {
+  return stage_kv(head_dim_vo) / 16;
+}
 /// Packed rows of one wide item at most (64 for each of two consumer warpgroups).
 inline constexpr int32_t kWideTileQ = 128;
 /// Packed rows of one narrow item at most. One without keys may have kWideTileQ.
 inline constexpr int32_t kNarrowTileQ = 32;
-/// kv heads that a narrow item takes together at most: each has at least one warp to itself, and 16 keys.
-inline constexpr int32_t kMaxHeadsPerStep = 8;
 /// Packed rows, padded to 8, 16 or 32, times the kv heads of a step: at most.
 inline constexpr int32_t kNarrowStepRows = 64;
 /// CTAs of one launch at most: bounds the work list, not a property of a GPU.
@@ -140,12 +153,6 @@ static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 32 && sizeof(ItemBo
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;
-
-#ifdef __CUDACC__
-#define ONEWAVE_HOST_DEVICE __host__ __device__
-#else
-#define ONEWAVE_HOST_DEVICE
-#endif
 
 /// log2 of a narrow item's packed rows for each kv head, padded to 8, 16 or 32: as the kernel takes them.
 ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {

@@ -65,6 +65,10 @@ _PREFILL = [
     Workload("prefill_1x8k_p1", _uniform(1, 8192, 8192), page_size=1),
     Workload("prefill_1x8k_p64", _uniform(1, 8192, 8192), page_size=64),
     Workload("prefill_1x8k_d64", _uniform(1, 8192, 8192), num_qo_heads=64, head_dim=64),
+    Workload("prefill_1x8k_d96", _uniform(1, 8192, 8192), head_dim=96),
+    Workload("prefill_1x8k_d192", _uniform(1, 8192, 8192), num_qo_heads=16, head_dim=192),
+    Workload("prefill_1x8k_d256", _uniform(1, 8192, 8192), num_qo_heads=16, head_dim=256),
+    Workload("prefill_1x8k_d256_p1", _uniform(1, 8192, 8192), num_qo_heads=16, head_dim=256, page_size=1),
     Workload("prefill_8x2k", _uniform(8, 2048, 2048)),
     Workload(
         "prefill_ragged_b24",
@@ -83,6 +87,11 @@ _DECODE = [
     Workload("decode_b1_128k", _uniform(1, 131072)),
     Workload("decode_lognormal_b64", _decodes(lognormal_lens(0, 64, 3000, 1.3, 64, 100000)), lens_seed=0),
     *(Workload(f"decode_b{count}_8k", _uniform(count, 8192)) for count in (20, 33, 34, 40, 48, 67, 100)),
+    Workload("decode_b64_8k_d96", _uniform(64, 8192), head_dim=96),
+    Workload("decode_b64_8k_d256", _uniform(64, 8192), num_qo_heads=16, num_kv_heads=4, head_dim=256),
+    Workload(
+        "decode_b64_8k_d256_p1", _uniform(64, 8192), num_qo_heads=16, num_kv_heads=4, head_dim=256, page_size=1
+    ),
     Workload("spec_b64_q4_4k", _uniform(64, 4096, 4)),
     Workload("spec_b64_q16_4k", _uniform(64, 4096, 16)),
     Workload("decode_mha_b32_4k", _uniform(32, 4096), num_kv_heads=32),
