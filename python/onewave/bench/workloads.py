@@ -90,7 +90,12 @@ _DECODE = [
     Workload("decode_b64_8k_d96", _uniform(64, 8192), head_dim=96),
     Workload("decode_b64_8k_d256", _uniform(64, 8192), num_qo_heads=16, num_kv_heads=4, head_dim=256),
     Workload(
-        "decode_b64_8k_d256_p1", _uniform(64, 8192), num_qo_heads=16, num_kv_heads=4, head_dim=256, page_size=1
+        "decode_b64_8k_d256_p1",
+        _uniform(64, 8192),
+        num_qo_heads=16,
+        num_kv_heads=4,
+        head_dim=256,
+        page_size=1,
     ),
     Workload("spec_b64_q4_4k", _uniform(64, 4096, 4)),
     Workload("spec_b64_q16_4k", _uniform(64, 4096, 16)),
