@@ -1,33 +1,29 @@
 # The tables of kernels. The rows become cubins, the cubins an assembly file that embeds them, and the tables
 # themselves the C++ constants of cpp/kernels.h.
 
-# Each row is cuda/attention.cu compiled once more.
-set(ONEWAVE_KERNELS
-    # dtype  head_dim_qk  head_dim_vo  loader
-    "bf16    64           64           tma"
-    "bf16    64           64           gather"
-    "bf16    96           96           tma"
-    "bf16    96           96           gather"
-    "bf16    128          128          tma"
-    "bf16    128          128          gather"
-    "bf16    192          128          tma"
-    "bf16    192          128          gather"
-    "bf16    192          192          tma"
-    "bf16    192          192          gather"
-    "bf16    256          256          tma"
-    "bf16    256          256          gather"
-    "fp16    64           64           tma"
-    "fp16    64           64           gather"
-    "fp16    96           96           tma"
-    "fp16    96           96           gather"
-    "fp16    128          128          tma"
-    "fp16    128          128          gather"
-    "fp16    192          128          tma"
-    "fp16    192          128          gather"
-    "fp16    192          192          tma"
-    "fp16    192          192          gather"
-    "fp16    256          256          tma"
-    "fp16    256          256          gather")
+# Each row is cuda/attention.cu compiled once more, for each of the dtypes, loaders and masks.
+set(ONEWAVE_HEAD_DIMS
+    # head_dim_qk  head_dim_vo
+    "64            64"
+    "96            96"
+    "128           128"
+    "192           128"
+    "192           192"
+    "256           256")
+set(ONEWAVE_DTYPES bf16 fp16)
+set(ONEWAVE_LOADERS tma gather)
+# Causal or not, or also windows, soft caps, sinks and custom masks, which cost the others nothing so.
+set(ONEWAVE_MASKS plain masked)
+set(ONEWAVE_KERNELS "")
+foreach(_dtype IN LISTS ONEWAVE_DTYPES)
+  foreach(_head_dims IN LISTS ONEWAVE_HEAD_DIMS)
+    foreach(_mask IN LISTS ONEWAVE_MASKS)
+      foreach(_loader IN LISTS ONEWAVE_LOADERS)
+        list(APPEND ONEWAVE_KERNELS "${_dtype} ${_head_dims} ${_loader} ${_mask}")
+      endforeach()
+    endforeach()
+  endforeach()
+endforeach()
 
 # Each row is a source of its own in cuda/, and the C++ constant of its cubin.
 set(ONEWAVE_OTHER_KERNELS
@@ -36,7 +32,7 @@ set(ONEWAVE_OTHER_KERNELS
     "merge_states    kMergeStatesCubin"
     "update_kv_lens  kUpdateKvLensCubin")
 
-# What the words of the first table are in C++ (onewave/types.h, onewave/device.h) and in cuda/config.cuh.
+# What the words of the first table are in C++ (cpp/kernels.h) and in cuda/config.cuh.
 set(_cpp_bf16 DType::kBFloat16)
 set(_cpp_fp16 DType::kFloat16)
 set(_cpp_tma Loader::kTma)
@@ -45,6 +41,10 @@ set(_cuda_bf16 __nv_bfloat16)
 set(_cuda_fp16 __half)
 set(_cuda_tma 0)
 set(_cuda_gather 1)
+set(_cpp_plain false)
+set(_cpp_masked true)
+set(_cuda_plain 0)
+set(_cuda_masked 1)
 
 # A cheaper one builds a library whose launcher can be tested, but not run.
 set(ONEWAVE_KERNEL_SOURCE "${PROJECT_SOURCE_DIR}/cuda/attention.cu" CACHE FILEPATH "What each row of the first table compiles")
@@ -103,16 +103,21 @@ function(onewave_add_kernels out_sources)
     list(GET row 1 head_dim_qk)
     list(GET row 2 head_dim_vo)
     list(GET row 3 loader)
-    set(name "${dtype}_d${head_dim_qk}_${loader}")
+    list(GET row 4 mask)
+    set(name "${dtype}_d${head_dim_qk}")
     if(NOT head_dim_vo EQUAL head_dim_qk)
-      set(name "${dtype}_d${head_dim_qk}_${head_dim_vo}_${loader}")
+      string(APPEND name "_${head_dim_vo}")
+    endif()
+    string(APPEND name "_${loader}")
+    if(NOT mask STREQUAL "plain")
+      string(APPEND name "_${mask}")
     endif()
     set(cubin "${dir}/${name}.cubin")
     onewave_compile_kernel(
       "${name}" "${cubin}" "${ONEWAVE_KERNEL_SOURCE}"
-      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}}")
+      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}};ONEWAVE_MASKED=${_cuda_${mask}}")
     onewave_embed_kernel("${name}" "${cubin}")
-    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${initialiser}},\n")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${_cpp_${mask}}, ${initialiser}},\n")
   endforeach()
   foreach(row IN LISTS ONEWAVE_OTHER_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")

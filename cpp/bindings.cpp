@@ -48,7 +48,8 @@ const PlanHeader* plan_header(const nb::bytes& plan) {
 
 BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, int32_t batch_size,
                      uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices,
-                     int32_t block_table_width, int64_t block_table_stride, uintptr_t actual_kv_len_arr) {
+                     int32_t block_table_width, int64_t block_table_stride, uintptr_t actual_kv_len_arr,
+                     const MaskSpec& masks) {
   return {
       .shape = shape,
       .causal = causal,
@@ -61,6 +62,17 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
       .block_table_width = block_table_width,
       .block_table_stride = block_table_stride,
       .actual_kv_len_arr = pointer<const int32_t>(actual_kv_len_arr),
+      .masks = masks,
+  };
+}
+
+MaskSpec mask_spec(float logits_soft_cap, uintptr_t causal_arr, uintptr_t custom_mask,
+                   uintptr_t mask_indptr) {
+  return {
+      .logits_soft_cap = logits_soft_cap,
+      .causal_arr = pointer<const uint8_t>(causal_arr),
+      .custom_mask = pointer<const uint8_t>(custom_mask),
+      .mask_indptr = pointer<const int64_t>(mask_indptr),
   };
 }
 
@@ -74,14 +86,18 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
                               float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
                               uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs,
                               int32_t block_table_width, int64_t block_table_stride,
-                              uintptr_t actual_kv_len_arr) {
+                              uintptr_t actual_kv_len_arr, int32_t window_left, float logits_soft_cap,
+                              uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr) {
   struct alignas(kPlanAlignment) Block {
     std::byte bytes[kPlanAlignment];
   };
   const size_t capacity = workspace_layout(limits, shape).plan_bytes;
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
-  const BatchSpec batch = batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
-                                     kv_indices, block_table_width, block_table_stride, actual_kv_len_arr);
+  MaskSpec masks = mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr);
+  masks.window_left = window_left;
+  const BatchSpec batch =
+      batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices,
+                 block_table_width, block_table_stride, actual_kv_len_arr, masks);
   std::optional<CostModel> fallback;
   return to_bytes(plan_batch(batch, limits, costs_or_default(costs, shape, fallback), buffer.get()));
 }
@@ -94,7 +110,7 @@ std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionSha
                           std::to_string(batch_size));
   }
   std::vector<double> us(header->num_items);
-  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0, 0);
+  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0, 0, {});
   std::optional<CostModel> fallback;
   predict_items(header, batch, costs_or_default(costs, shape, fallback), us.data());
   return us;
@@ -119,6 +135,7 @@ struct BoundAttention {
   BoundAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape, uintptr_t workspace,
                  const Calibration* calibration)
       : shape(shape),
+        num_windows(limits.num_windows),
         attention(std::in_place, device, limits, shape, pointer<void>(workspace), calibration) {}
 
   /// Waits for uploads in flight, and lets other threads go on meanwhile.
@@ -131,10 +148,14 @@ struct BoundAttention {
 
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
             uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream, int32_t block_table_width,
-            int64_t block_table_stride, uintptr_t actual_kv_len_arr) {
+            int64_t block_table_stride, uintptr_t actual_kv_len_arr, std::vector<int32_t> window_lefts,
+            float logits_soft_cap, uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr) {
+    // What the limits' num_windows are: too many would do no harm, too few would be read past.
+    window_lefts.resize(static_cast<size_t>(num_windows), -1);
     attention->plan(batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
-                               kv_indices, block_table_width, block_table_stride, actual_kv_len_arr),
-                    pointer<void>(stream));
+                               kv_indices, block_table_width, block_table_stride, actual_kv_len_arr,
+                               mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr)),
+                    pointer<void>(stream), window_lefts.data());
   }
 
   void run(const RunArgs& args, uintptr_t stream, bool enable_pdl) {
@@ -143,13 +164,14 @@ struct BoundAttention {
 
   void update_kv_lens(uintptr_t stream) { attention->update_kv_lens(pointer<void>(stream)); }
 
-  nb::bytes plan_bytes() const {
-    if (attention->last_plan() == nullptr)
-      throw InvalidArgument("plan_bytes(): there is no plan yet, call plan()");
-    return to_bytes(attention->last_plan());
+  nb::bytes plan_bytes(int32_t window) const {
+    const PlanHeader* plan = attention->last_plan(window);
+    if (plan == nullptr) throw InvalidArgument("plan_bytes(): there is no plan yet, call plan()");
+    return to_bytes(plan);
   }
 
   AttentionShape shape;
+  int32_t num_windows;
   std::optional<DeviceAttention> attention;  ///< until the destructor
 };
 
@@ -190,13 +212,16 @@ nb::tuple header_layout() {
                        ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
                        ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim_qk),
                        ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
-                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2));
+                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2), ONEWAVE_FIELD(PlanHeader, logits_soft_cap),
+                       ONEWAVE_FIELD(PlanHeader, mask_tiles_offset),
+                       ONEWAVE_FIELD(PlanHeader, mask_rows_offset), ONEWAVE_FIELD(PlanHeader, is_masked));
 }
 
 nb::tuple work_item_layout() {
   return record_layout(sizeof(WorkItem), ONEWAVE_FIELD(WorkItem, request),
                        ONEWAVE_FIELD(WorkItem, q_token_begin), ONEWAVE_FIELD(WorkItem, row_begin),
                        ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
+                       ONEWAVE_FIELD(WorkItem, window_shift), ONEWAVE_FIELD(WorkItem, mask_begin),
                        ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
                        ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
                        ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, heads_per_step),
@@ -215,8 +240,12 @@ nb::dict plan_layout() {
       ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
       ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
       ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta));
-  layout["ItemBounds"] = record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
-                                       ONEWAVE_FIELD(ItemBounds, kv_end), ONEWAVE_FIELD(ItemBounds, kv_len));
+  layout["ItemBounds"] = record_layout(
+      sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift), ONEWAVE_FIELD(ItemBounds, window_shift),
+      ONEWAVE_FIELD(ItemBounds, kv_begin), ONEWAVE_FIELD(ItemBounds, kv_end),
+      ONEWAVE_FIELD(ItemBounds, kv_len));
+  layout["MaskTile"] = record_layout(sizeof(MaskTile), ONEWAVE_FIELD(MaskTile, tile),
+                                     ONEWAVE_FIELD(MaskTile, first_row));
   return layout;
 }
 
@@ -235,13 +264,16 @@ void bind_enums(nb::module_& m) {
 
 void bind_planner(nb::module_& m) {
   nb::class_<PlanLimits>(m, "PlanLimits")
-      .def(nb::init<int32_t, int32_t, int32_t, int32_t, SplitPolicy>(), "max_batch_size"_a,
-           "max_total_qo_len"_a, "max_kv_len"_a, "num_ctas"_a, "split_policy"_a = SplitPolicy::kBalanced)
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t, SplitPolicy, int32_t, int32_t>(), "max_batch_size"_a,
+           "max_total_qo_len"_a, "max_kv_len"_a, "num_ctas"_a, "split_policy"_a = SplitPolicy::kBalanced,
+           "num_windows"_a = 1, "max_mask_bytes"_a = 0)
       .def_ro("max_batch_size", &PlanLimits::max_batch_size)
       .def_ro("max_total_qo_len", &PlanLimits::max_total_qo_len)
       .def_ro("max_kv_len", &PlanLimits::max_kv_len)
       .def_ro("num_ctas", &PlanLimits::num_ctas)
-      .def_ro("split_policy", &PlanLimits::split_policy);
+      .def_ro("split_policy", &PlanLimits::split_policy)
+      .def_ro("num_windows", &PlanLimits::num_windows)
+      .def_ro("max_mask_bytes", &PlanLimits::max_mask_bytes);
   nb::class_<AttentionShape>(m, "AttentionShape")
       .def(nb::init<int32_t, int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
            "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "dtype"_a)
@@ -260,7 +292,9 @@ void bind_planner(nb::module_& m) {
   m.def("workspace_layout", &workspace_layout, "limits"_a, "shape"_a);
   m.def("plan_batch", &plan_batch_to_bytes, "limits"_a, "shape"_a, "causal"_a, "sm_scale"_a, "batch_size"_a,
         "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none(),
-        "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0);
+        "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0,
+        "window_left"_a = -1, "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0, "custom_mask"_a = 0,
+        "mask_indptr"_a = 0);
   m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
         "costs"_a = nb::none());
   m.def("plan_layout", &plan_layout);
@@ -371,7 +405,15 @@ void bind_executor(nb::module_& m) {
             self.k_scale_ptr = pointer<const float>(k_scale_ptr);
             self.v_scale_ptr = pointer<const float>(v_scale_ptr);
           },
-          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a);
+          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a)
+      .def(
+          "set_options",
+          [](RunArgs& self, uintptr_t sinks, bool natural_lse, int32_t window) {
+            self.sinks = pointer<const float>(sinks);
+            self.natural_lse = natural_lse;
+            self.window = window;
+          },
+          "sinks"_a, "natural_lse"_a, "window"_a);
   m.def("update_kv_lens", &update_kv_len_bytes, "plan"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }
@@ -388,6 +430,7 @@ void bind_device(nb::module_& m) {
       .def_ro("head_dim_qk", &KernelInfo::head_dim_qk)
       .def_ro("head_dim_vo", &KernelInfo::head_dim_vo)
       .def_ro("loader", &KernelInfo::loader)
+      .def_ro("is_masked", &KernelInfo::is_masked)
       .def_ro("num_bytes", &KernelInfo::num_bytes);
   m.def("device_info", &device_info, "device"_a);
   m.def("list_kernels", &list_kernels);
@@ -400,12 +443,14 @@ void bind_device(nb::module_& m) {
            "device"_a, "limits"_a, "shape"_a, "workspace"_a, "calibration"_a = nb::none())
       .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
            "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a,
-           "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0)
+           "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0,
+           "window_lefts"_a = std::vector<int32_t>(), "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0,
+           "custom_mask"_a = 0, "mask_indptr"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)
       .def("update_kv_lens", &BoundAttention::update_kv_lens, nb::call_guard<nb::gil_scoped_release>(),
            "stream"_a)
-      .def("plan_bytes", &BoundAttention::plan_bytes);
+      .def("plan_bytes", &BoundAttention::plan_bytes, "window"_a = 0);
 }
 
 /// The two are built together: where their versions fit but differ, files of two wheels were mixed.

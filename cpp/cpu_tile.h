@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -58,15 +59,19 @@ struct TileScratch {
     std::fill_n(l, num_rows, 0.0f);
   }
 
-  /// One row against the first `num_keys` keys of the tile in k_transposed and v; later keys are not looked
-  /// at.
-  void add_keys(int32_t row, int32_t num_keys, float score_scale) {
+  /// One row against the keys [first_key, num_keys) of the tile in k_transposed and v, and of those where
+  /// there is a `mask` the ones it has; other keys are not looked at. `soft_cap`: of the scores in base 2; 0:
+  /// none.
+  void add_keys(int32_t row, int32_t first_key, int32_t num_keys, const MaskRow* mask, float score_scale,
+                float soft_cap) {
     std::fill_n(scores, kTileKv, 0.0f);
     add_vector_matrix(&q[static_cast<size_t>(row) * head_dim_qk], k_transposed.data(), head_dim_qk, kTileKv,
                       scores);
     float max_score = m[row];
-    for (int32_t key = 0; key < num_keys; ++key) {
+    for (int32_t key = first_key; key < num_keys; ++key) {
       scores[key] *= score_scale;
+      if (soft_cap > 0) scores[key] = soft_cap * std::tanh(scores[key] / soft_cap);
+      if (mask != nullptr && (mask->words[key / 32] >> key % 32 & 1) == 0) scores[key] = kMinusInfinity;
       max_score = std::max(max_score, scores[key]);
     }
     // Where all scores are -inf, so is the maximum, and their weights are to be 0.
@@ -75,20 +80,32 @@ struct TileScratch {
     float* out_row = &out[static_cast<size_t>(row) * head_dim_vo];
     for (int32_t column = 0; column < head_dim_vo; ++column) out_row[column] *= decay;
     float sum = 0.0f;
-    for (int32_t key = 0; key < num_keys; ++key) {
+    for (int32_t key = first_key; key < num_keys; ++key) {
       scores[key] = std::exp2(scores[key] - reference);
       sum += scores[key];
     }
     m[row] = max_score;
     l[row] = l[row] * decay + sum;
-    add_vector_matrix(scores, v.data(), num_keys, head_dim_vo, out_row);
+    add_vector_matrix(scores + first_key, v.data() + static_cast<ptrdiff_t>(first_key) * head_dim_vo,
+                      num_keys - first_key, head_dim_vo, out_row);
   }
-
-  /// The row's log-sum-exp in base 2; -inf where it saw no key.
-  float lse(int32_t row) const { return l[row] == 0.0f ? kMinusInfinity : m[row] + std::log2(l[row]); }
-
-  /// The factor that normalises the row's output: a row that saw no key becomes 0.
-  float out_scale(int32_t row, float v_scale) const { return l[row] == 0.0f ? 0.0f : v_scale / l[row]; }
 };
+
+/// What a row comes to.
+struct RowEnd {
+  float out_scale;  ///< that normalises its output: 0 where it saw no key
+  float lse;        ///< log-sum-exp in base 2; -inf where there is nothing
+};
+
+/// Of a row whose weights, relative to 2^m, sum up to l, and which has a sink of that many bits beside them
+/// (-inf: none).
+inline RowEnd finish_row(float m, float l, float sink) {
+  const float seen = l == 0.0f ? kMinusInfinity : m;
+  const float reference = std::max(seen, sink);
+  if (reference == kMinusInfinity) return {.out_scale = 0.0f, .lse = kMinusInfinity};
+  const float part = std::exp2(seen - reference);
+  const float total = l * part + std::exp2(sink - reference);
+  return {.out_scale = part / total, .lse = reference + std::log2(total)};
+}
 
 }  // namespace onewave

@@ -45,6 +45,7 @@ class Execution {
         score_scale_(scale_of(sm_scale_log2(header, args), args.sm_scale_ptr) *
                      scale_of(args.k_scale, args.k_scale_ptr)),
         v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
+        soft_cap_(header.logits_soft_cap * std::numbers::log2e_v<float>),
         partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim_vo),
         partial_lse_(header.num_partial_rows),
         arrivals_(header.num_split_tiles) {}
@@ -83,7 +84,8 @@ class Execution {
     }
   }
 
-  /// Keys [begin, end): what lies behind the item's last key is never read, it may be anything.
+  /// The request's keys [begin, end), to where they are in their step: what lies behind the item's last key is
+  /// never read, it may be anything.
   void load_keys(const WorkItem& item, int32_t kv_head, int32_t begin, int32_t end,
                  TileScratch& scratch) const {
     for (int32_t key = begin; key < end; ++key) {
@@ -91,7 +93,7 @@ class Execution {
       const int64_t token = key % header_.page_size;
       const Element* k = kv_row(args_.k, page, token, kv_head);
       const Element* v = kv_row(args_.v, page, token, kv_head);
-      const int32_t row = key - begin;
+      const int32_t row = key % kTileKv;
       for (int32_t column = 0; column < header_.head_dim_qk; ++column)
         scratch.k_transposed[static_cast<size_t>(column) * kTileKv + row] = to_float(k[column]);
       float* v_row = &scratch.v[static_cast<size_t>(row) * header_.head_dim_vo];
@@ -102,15 +104,24 @@ class Execution {
   void run_head(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
     load_queries(item, kv_head, scratch);
     scratch.reset(item.num_rows);
-    const int32_t num_tiles = (item.kv_end - item.kv_begin + kTileKv - 1) / kTileKv;
-    for (int32_t tile = num_tiles - 1; tile >= 0; --tile) {
-      const int32_t begin = item.kv_begin + tile * kTileKv;
-      const int32_t end = std::min(begin + kTileKv, item.kv_end);
-      load_keys(item, kv_head, begin, end, scratch);
+    const bool has_keys = item.kv_end > item.kv_begin;
+    for (int32_t step_begin = (item.kv_end - 1) / kTileKv * kTileKv;
+         has_keys && step_begin + kTileKv > item.kv_begin; step_begin -= kTileKv) {
+      const int32_t begin = std::max(step_begin, item.kv_begin);
+      const int32_t end = std::min(step_begin + kTileKv, item.kv_end);
+      const MaskTile* mask_tile = find_mask_tile(item, step_begin);
+      const int32_t moved = mask_tile != nullptr ? mask_tile->tile * kTileKv - step_begin : 0;
+      load_keys(item, kv_head, begin + moved, end + moved, scratch);
+      const int32_t first_token = item.row_begin / header_.group_size;
       for (int32_t row = 0; row < item.num_rows; ++row) {
-        const int32_t visible_end = item.causal_shift + (item.row_begin + row) / header_.group_size + 1;
-        const int32_t num_keys = std::min(end, visible_end) - begin;
-        if (num_keys > 0) scratch.add_keys(row, num_keys, score_scale_);
+        const int32_t token = (item.row_begin + row) / header_.group_size;
+        const int64_t visible_end = int64_t{item.causal_shift} + token + 1;
+        const int64_t visible_begin = int64_t{item.window_shift} + token;
+        const auto row_begin = static_cast<int32_t>(std::max<int64_t>(begin, visible_begin) - step_begin);
+        const auto row_end = static_cast<int32_t>(std::min<int64_t>(end, visible_end) - step_begin);
+        if (row_end > row_begin)
+          scratch.add_keys(row, row_begin, row_end, mask_row(mask_tile, token - first_token), score_scale_,
+                           soft_cap_);
       }
     }
     if (item.split_tile < 0) {
@@ -120,11 +131,28 @@ class Execution {
     }
   }
 
+  /// Of the step that begins at `key`, as the item counts it; null where the tile has no custom mask.
+  const MaskTile* find_mask_tile(const WorkItem& item, int32_t key) const {
+    if (item.mask_begin == kNoMask) return nullptr;
+    return plan_section<MaskTile>(&header_, header_.mask_tiles_offset) + item.mask_begin + key / kTileKv;
+  }
+
+  /// Null where all of the tile's keys are seen.
+  const MaskRow* mask_row(const MaskTile* tile, int32_t token) const {
+    if (tile == nullptr || tile->first_row < 0) return nullptr;
+    return plan_section<MaskRow>(&header_, header_.mask_rows_offset) + tile->first_row + token;
+  }
+
+  float sink_of(const QueryRow& row) const {
+    return args_.sinks == nullptr ? kMinusInfinity : args_.sinks[row.head] * std::numbers::log2e_v<float>;
+  }
+
   void store_output(const WorkItem& item, int32_t kv_head, const TileScratch& scratch) const {
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const QueryRow target = query_row(item.q_token_begin, item.row_begin + row, kv_head);
+      const RowEnd end = finish_row(scratch.m[row], scratch.l[row], sink_of(target));
       store_row(target, &scratch.out[static_cast<size_t>(row) * header_.head_dim_vo],
-                scratch.out_scale(row, v_scale_), scratch.lse(row));
+                end.out_scale * v_scale_, end.lse);
     }
   }
 
@@ -134,7 +162,9 @@ class Execution {
     for (int32_t column = 0; column < header_.head_dim_vo; ++column) {
       out[column] = from_float<Element>(values[column] * scale);
     }
-    if (args_.lse != nullptr) args_.lse[target.token * header_.num_qo_heads + target.head] = lse;
+    if (args_.lse == nullptr) return;
+    args_.lse[target.token * header_.num_qo_heads + target.head] =
+        args_.natural_lse ? lse * std::numbers::ln2_v<float> : lse;
   }
 
   int64_t partial_row(const SplitTile& tile, int32_t kv_head, int32_t split_idx, int32_t row) const {
@@ -148,10 +178,11 @@ class Execution {
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const int64_t target = partial_row(tile, kv_head, item.split_idx, row);
       const float* source = &scratch.out[static_cast<size_t>(row) * header_.head_dim_vo];
-      const float scale = scratch.out_scale(row, v_scale_);
+      const RowEnd end = finish_row(scratch.m[row], scratch.l[row], kMinusInfinity);
+      const float scale = end.out_scale * v_scale_;
       float* out = &partial_out_[target * header_.head_dim_vo];
       for (int32_t column = 0; column < header_.head_dim_vo; ++column) out[column] = source[column] * scale;
-      partial_lse_[target] = scratch.lse(row);
+      partial_lse_[target] = end.lse;
     }
   }
 
@@ -180,9 +211,9 @@ class Execution {
         total += weight;
         add_vector_matrix(&weight, &partial_out_[source * header_.head_dim_vo], 1, header_.head_dim_vo, sum);
       }
-      const float lse = total == 0.0f ? kMinusInfinity : reference + std::log2(total);
-      store_row(query_row(tile.q_token_begin, tile.row_begin + row, kv_head), sum,
-                total == 0.0f ? 0.0f : 1.0f / total, lse);
+      const QueryRow target = query_row(tile.q_token_begin, tile.row_begin + row, kv_head);
+      const RowEnd end = finish_row(reference, total, sink_of(target));
+      store_row(target, sum, end.out_scale, end.lse);
     }
   }
 
@@ -194,6 +225,7 @@ class Execution {
   const int32_t* kv_indices_;
   const float score_scale_;
   const float v_scale_;
+  const float soft_cap_;  ///< of scores in base 2; 0: none
   std::vector<float> partial_out_;
   std::vector<float> partial_lse_;
   std::vector<std::atomic<int32_t>> arrivals_;  ///< of each split tile

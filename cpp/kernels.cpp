@@ -78,18 +78,20 @@ std::vector<KernelInfo> list_kernels() {
                      .head_dim_qk = row.head_dim_qk,
                      .head_dim_vo = row.head_dim_vo,
                      .loader = row.loader,
+                     .is_masked = row.is_masked,
                      .num_bytes = static_cast<size_t>(row.cubin.end - row.cubin.begin)});
   }
   return infos;
 }
 
-const EmbeddedKernel& find_kernel(const AttentionShape& shape) {
+const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked) {
   const Loader loader = choose_loader(shape.page_size);
   // Another loader is another page_size, another type of elements more than another number of columns.
   const auto distance = [&](const EmbeddedKernel& row) {
     constexpr int32_t kOther = 1 << 10;
     return std::abs(row.head_dim_qk - shape.head_dim_qk) + std::abs(row.head_dim_vo - shape.head_dim_vo) +
-           (row.dtype != shape.dtype ? kOther : 0) + (row.loader != loader ? 2 * kOther : 0);
+           (row.dtype != shape.dtype ? kOther : 0) + (row.loader != loader ? 2 * kOther : 0) +
+           (row.is_masked != is_masked ? 4 * kOther : 0);
   };
   const EmbeddedKernel* nearest = nullptr;
   for (const EmbeddedKernel& row : embedded_kernels()) {

@@ -23,6 +23,7 @@ struct EmbeddedKernel {
   int32_t head_dim_qk;
   int32_t head_dim_vo;
   Loader loader;
+  bool is_masked;  ///< looks at windows, soft caps, sinks and custom masks
   Cubin cubin;
 };
 
@@ -43,7 +44,7 @@ struct KernelInterface {
 const char* dtype_name(DType dtype);
 
 /// The attention kernel for a shape. Throws InvalidArgument that names the nearest row.
-const EmbeddedKernel& find_kernel(const AttentionShape& shape);
+const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked);
 
 /// The kernel's function in the primary context of `device`, which must be current, ready to be launched. The
 /// cubin is loaded once per process, its attributes are set once per device. Any thread, also while streams

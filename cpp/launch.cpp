@@ -7,6 +7,7 @@
 #include <memory>
 #include <numbers>
 #include <string>
+#include <vector>
 
 #include "context.h"
 #include "driver.h"
@@ -88,17 +89,19 @@ struct DeviceAttention::Impl {
 
   KernelParams make_params(const RunArgs& args);
   void update_kv_lens(CUstream stream);
+  unsigned char* plan_address(int32_t window) const { return workspace + window * layout.plan_bytes; }
 
   const PlanLimits limits;
   const AttentionShape shape;
   const WorkspaceLayout layout;
   const CostModel costs;
-  const EmbeddedKernel& embedded;
+  const Loader loader;
   unsigned char* const workspace;
   const CUdevice device;
   const PrimaryContext context;
   std::unique_ptr<PlanRing> ring;
   CUfunction kernel = nullptr;
+  CUfunction masked_kernel = nullptr;
   CUfunction kv_lens_kernel = nullptr;
   const TmaBox panel_box = make_panel_box(shape);
   const TmaBox group_box = make_group_box(shape, shape.head_dim_qk);
@@ -107,7 +110,8 @@ struct DeviceAttention::Impl {
   CachedTensorMap v_map{make_box(shape, shape.head_dim_vo), shape.head_dim_vo};
   CachedTensorMap k_group_map{group_box, shape.head_dim_qk};
   CachedTensorMap v_group_map{make_group_box(shape, shape.head_dim_vo), shape.head_dim_vo};
-  const PlanHeader* last_plan = nullptr;  ///< in the ring
+  const PlanHeader* last_plan = nullptr;  ///< in the ring, the first of num_windows
+  std::vector<size_t> plan_sizes;         ///< of these, in bytes
 };
 
 DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limits,
@@ -117,17 +121,19 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
       costs(attention_shape, calibration),
-      embedded(find_kernel(attention_shape)),
+      loader(find_kernel(attention_shape, false).loader),
       workspace(static_cast<unsigned char*>(memory)),
       device(hopper_device(device_ordinal)),
-      context(device) {
+      context(device),
+      plan_sizes(plan_limits.num_windows) {
   if (memory == nullptr || reinterpret_cast<uintptr_t>(memory) % kWorkspaceAlignment != 0) {
     throw InvalidArgument("workspace must be device memory that starts at a multiple of 128 bytes");
   }
   ContextScope scope(context);
-  kernel = load_kernel(embedded.cubin, kAttention, device);
+  kernel = load_kernel(find_kernel(shape, false).cubin, kAttention, device);
+  masked_kernel = load_kernel(find_kernel(shape, true).cubin, kAttention, device);
   kv_lens_kernel = load_kernel(kUpdateKvLensCubin, kUpdateKvLens, device);
-  ring = std::make_unique<PlanRing>(layout.plan_bytes);
+  ring = std::make_unique<PlanRing>(layout.plan_bytes * limits.num_windows);
 }
 
 DeviceAttention::Impl::~Impl() {
@@ -141,7 +147,7 @@ DeviceAttention::Impl::~Impl() {
 }
 
 KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
-  KernelParams params{.plan = workspace,
+  KernelParams params{.plan = plan_address(args.window),
                       .num_pages = static_cast<int32_t>(args.num_pages),
                       .num_rows = static_cast<int32_t>(std::min<int64_t>(args.num_rows, INT32_MAX)),
                       .box_shift = log2_of(panel_box.tokens),
@@ -162,6 +168,8 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .sm_scale_log2 = args.sm_scale * std::numbers::log2e_v<float>,
                       .k_scale = args.k_scale,
                       .v_scale = args.v_scale,
+                      .lse_unit = args.natural_lse ? std::numbers::ln2_v<float> : 1.f,
+                      .sinks = args.sinks,
                       .k = gathered_tensor(args.k, shape.dtype),
                       .v = gathered_tensor(args.v, shape.dtype),
                       .k_panel_map = {},
@@ -169,7 +177,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .v_map = {},
                       .k_group_map = {},
                       .v_group_map = {}};
-  if (embedded.loader == Loader::kTma && args.num_pages > 0) {
+  if (loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
@@ -182,8 +190,10 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
 }
 
 void DeviceAttention::Impl::update_kv_lens(CUstream stream) {
-  void* plan = workspace;
-  launch_kernel(kv_lens_kernel, {.num_ctas = kKvLensCtas, .block_x = kKvLensThreads}, &plan, stream);
+  for (int32_t window = 0; window < limits.num_windows; ++window) {
+    void* plan = plan_address(window);
+    launch_kernel(kv_lens_kernel, {.num_ctas = kKvLensCtas, .block_x = kKvLensThreads}, &plan, stream);
+  }
 }
 
 DeviceAttention::DeviceAttention(int32_t device, const PlanLimits& limits, const AttentionShape& shape,
@@ -194,8 +204,13 @@ DeviceAttention::DeviceAttention(int32_t device, const PlanLimits& limits, const
 
 DeviceAttention::~DeviceAttention() = default;
 
-const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
+const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream, const int32_t* window_lefts) {
   Impl& impl = *impl_;
+  const int32_t num_windows = impl.limits.num_windows;
+  if (window_lefts == nullptr && num_windows != 1) {
+    throw InvalidArgument("window_lefts is null; it must be " + std::to_string(num_windows) +
+                          " of them, the limits' num_windows");
+  }
   if (!(batch.shape == impl.shape)) throw InvalidArgument("batch.shape must equal the constructor's shape");
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
@@ -203,13 +218,21 @@ const PlanHeader* DeviceAttention::plan(const BatchSpec& batch, void* stream) {
     throw InvalidArgument(
         "stream is being captured; plan() must run outside the capture, a replay reads the last plan");
   }
-  const PlanHeader* header = plan_batch(batch, impl.limits, impl.costs, impl.ring->acquire());
+  auto* buffer = static_cast<unsigned char*>(impl.ring->acquire());
+  BatchSpec windowed = batch;
+  for (int32_t window = 0; window < num_windows; ++window) {
+    if (window_lefts != nullptr) windowed.masks.window_left = window_lefts[window];
+    const PlanHeader* plan =
+        plan_batch(windowed, impl.limits, impl.costs, buffer + window * impl.layout.plan_bytes);
+    impl.plan_sizes[window] = plan->num_bytes;
+  }
   // Until all of the upload has succeeded: should it fail, what the device has is not known.
   impl.last_plan = nullptr;
-  impl.ring->upload(reinterpret_cast<CUdeviceptr>(impl.workspace), header->num_bytes, cuda_stream);
+  impl.ring->upload(reinterpret_cast<CUdeviceptr>(impl.workspace), impl.plan_sizes, impl.layout.plan_bytes,
+                    cuda_stream);
   if (batch.actual_kv_len_arr != nullptr) impl.update_kv_lens(cuda_stream);
-  impl.last_plan = header;
-  return header;
+  impl.last_plan = reinterpret_cast<const PlanHeader*>(buffer);
+  return impl.last_plan;
 }
 
 void DeviceAttention::update_kv_lens(void* stream) {
@@ -222,15 +245,16 @@ void DeviceAttention::update_kv_lens(void* stream) {
 void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
   Impl& impl = *impl_;
   if (impl.last_plan == nullptr) throw InvalidArgument("run() needs a plan; call plan() first");
+  const PlanHeader* plan = last_plan(args.window);
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
   check_run_args(args, {.shape = impl.shape,
-                        .loader = impl.embedded.loader,
+                        .loader = impl.loader,
                         .max_total_qo_len = impl.limits.max_total_qo_len,
-                        .plan = *impl.last_plan,
+                        .plan = *plan,
                         .is_capturing = is_capturing(cuda_stream)});
   KernelParams params = impl.make_params(args);
-  launch_kernel(impl.kernel,
+  launch_kernel(plan->is_masked != 0 || args.sinks != nullptr ? impl.masked_kernel : impl.kernel,
                 {.num_ctas = static_cast<uint32_t>(impl.limits.num_ctas),
                  .block_x = kNumThreads,
                  .shared_bytes = kSharedBytes,
@@ -238,6 +262,14 @@ void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
                 &params, cuda_stream);
 }
 
-const PlanHeader* DeviceAttention::last_plan() const { return impl_->last_plan; }
+const PlanHeader* DeviceAttention::last_plan(int32_t window) const {
+  const Impl& impl = *impl_;
+  if (window < 0 || window >= impl.limits.num_windows) {
+    throw InvalidArgument("window is " + std::to_string(window) + "; it must be in 0.." +
+                          std::to_string(impl.limits.num_windows - 1));
+  }
+  if (impl.last_plan == nullptr) return nullptr;
+  return plan_section<PlanHeader>(impl.last_plan, static_cast<uint32_t>(window * impl.layout.plan_bytes));
+}
 
 }  // namespace onewave

@@ -30,12 +30,16 @@ void* PlanRing::acquire() {
   return buffer.data;
 }
 
-void PlanRing::upload(CUdeviceptr destination, size_t num_bytes, CUstream stream) {
+void PlanRing::upload(CUdeviceptr destination, std::span<const size_t> sizes, size_t stride,
+                      CUstream stream) {
   const Driver& cuda = driver();
   Buffer& buffer = buffers_[next_];
-  cuda.memcpy_host_to_device_async(destination, static_cast<const void*>(buffer.data), num_bytes, stream);
-  // From here on the copy may be in flight: the buffer counts as taken even if the event cannot be recorded.
-  next_ = (next_ + 1) % kNumBuffers;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const void* source = static_cast<const unsigned char*>(buffer.data) + i * stride;
+    cuda.memcpy_host_to_device_async(destination + i * stride, source, sizes[i], stream);
+    // From here on a copy may be in flight: the buffer counts as taken whatever fails after it.
+    if (i == 0) next_ = (next_ + 1) % kNumBuffers;
+  }
   cuda.event_record(buffer.copied, stream);
 }
 

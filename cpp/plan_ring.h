@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstddef>
+#include <span>
 
 namespace onewave {
 
@@ -28,9 +29,10 @@ class PlanRing {
   /// last read it, kNumBuffers uploads ago.
   void* acquire();
 
-  /// Enqueues one copy of the acquired buffer's first `num_bytes` on `stream`. The contents stay as they are
-  /// for kNumBuffers - 1 more uploads. Where it throws, the copy may have been enqueued all the same.
-  void upload(CUdeviceptr destination, size_t num_bytes, CUstream stream);
+  /// Enqueues copies of the acquired buffer on `stream`: of its first sizes[0] bytes, and of sizes[i] from
+  /// i * stride on, to where they are behind `destination`. The contents stay as they are for kNumBuffers - 1
+  /// more uploads. Where it throws, copies may have been enqueued all the same.
+  void upload(CUdeviceptr destination, std::span<const size_t> sizes, size_t stride, CUstream stream);
 
  private:
   struct Buffer {

@@ -10,6 +10,7 @@
 #include "planner_chunks.h"
 #include "planner_internal.h"
 #include "planner_line.h"
+#include "planner_masks.h"
 #include "planner_wide.h"
 
 namespace onewave {
@@ -26,6 +27,7 @@ struct Scratch {
   std::vector<const WorkItem*> narrow_begins;  ///< of each load
   WideScratch wide;
   Schedule schedule;
+  PlanMasks masks;
 };
 
 /// Of the tiles of a request of so many packed rows.
@@ -37,11 +39,14 @@ struct PlanSections {
   int64_t items_offset;
   int64_t split_tiles_offset;
   int64_t item_bounds_offset;
+  int64_t mask_tiles_offset;
+  int64_t mask_rows_offset;
   int64_t counters_offset;
   int64_t end;
 };
 
-PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, bool has_bounds) {
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, bool has_bounds,
+                           int64_t mask_tile_bytes, int64_t mask_row_bytes) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
   sections.ctas_offset = kCtasOffset;
@@ -50,8 +55,10 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
   sections.item_bounds_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
-  sections.counters_offset = sections.item_bounds_offset +
-                             (has_bounds ? align_up(num_items * sizeof(ItemBounds), kPlanAlignment) : 0);
+  sections.mask_tiles_offset = sections.item_bounds_offset +
+                               (has_bounds ? align_up(num_items * sizeof(ItemBounds), kPlanAlignment) : 0);
+  sections.mask_rows_offset = sections.mask_tiles_offset + align_up(mask_tile_bytes, kPlanAlignment);
+  sections.counters_offset = sections.mask_rows_offset + align_up(mask_row_bytes, kPlanAlignment);
   sections.end = sections.counters_offset + (num_split_tiles + 1) * static_cast<int64_t>(sizeof(uint32_t));
   return sections;
 }
@@ -79,10 +86,41 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   if (limits.split_policy == SplitPolicy::kFixed) {
     const int64_t max_units = max_narrow * shape.num_kv_heads;
     const int64_t max_chunks = max_units * ChunkRule(limits, shape).most_chunks();
-    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, true);
+    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, true, 0,
+                         limits.max_mask_bytes);
   }
   const int64_t max_items = max_narrow + max_wide_items + 3 * max_boundaries;
-  return plan_sections(limits.num_ctas, max_items, max_boundaries, true);
+  return plan_sections(limits.num_ctas, max_items, max_boundaries, true, 0, limits.max_mask_bytes);
+}
+
+bool is_causal(const BatchSpec& batch, int32_t request) {
+  return batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
+}
+
+/// Which keys the rows of a tile see. `token_end`: behind the tile's last query token, counted from the
+/// request's first.
+void set_keys(const BatchSpec& batch, int32_t token_end, PlanMasks& masks, WorkItem& tile) {
+  const int32_t request = tile.request;
+  const int32_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
+  const int32_t kv_len = batch.kv_len_arr[request];
+  const int32_t token_begin = tile.row_begin / (batch.shape.num_qo_heads / batch.shape.num_kv_heads);
+  if (has_custom_mask(batch, request)) {
+    tile.mask_begin = static_cast<int32_t>(masks.tiles.size());
+    tile.kv_end = add_mask_tiles(batch, request, token_begin, token_end, masks);
+    tile.causal_shift = tile.kv_end;
+    return;
+  }
+  // A shift by kv_len puts the mask behind the last key for every row.
+  tile.causal_shift = is_causal(batch, request) ? kv_len - qo_len : kv_len;
+  tile.kv_end = static_cast<int32_t>(std::clamp<int64_t>(int64_t{tile.causal_shift} + token_end, 0, kv_len));
+  if (batch.masks.window_left < 0) return;
+  const int64_t window_shift = int64_t{kv_len} - qo_len - batch.masks.window_left;
+  // Far below what any row sees, and far from an overflow.
+  tile.window_shift = static_cast<int32_t>(std::max<int64_t>(window_shift, -2 * int64_t{kMaxKvLen}));
+  // One tile more where the range may move (set_kv_len()).
+  const int64_t spare = batch.actual_kv_len_arr != nullptr ? kTileKv : 0;
+  const auto first = std::clamp<int64_t>(window_shift + token_begin - spare, 0, tile.kv_end);
+  tile.kv_begin = static_cast<int32_t>(first / kTileKv * kTileKv);
 }
 
 /// The tiles of one request, those that see most keys first. One that sees none has nothing to multiply and
@@ -91,26 +129,22 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
   const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
   const int32_t q_token_begin = batch.qo_indptr[request];
   const int32_t qo_len = batch.qo_indptr[request + 1] - q_token_begin;
-  const int32_t kv_len = batch.kv_len_arr[request];
   const int32_t num_rows = qo_len * group_size;
-  // A shift by kv_len puts the mask behind the last key for every row.
-  const int32_t causal_shift = batch.causal ? kv_len - qo_len : kv_len;
   const bool is_narrow = num_rows <= kNarrowTileQ;
   const int32_t tile_q = is_narrow ? kNarrowTileQ : kWideTileQ;
   for (int32_t tile = (num_rows + tile_q - 1) / tile_q - 1; tile >= 0; --tile) {
     const int32_t row_begin = tile * tile_q;
     const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(num_rows, int64_t{row_begin} + tile_q));
-    const int64_t visible = int64_t{causal_shift} + (row_end - 1) / group_size + 1;
-    const auto kv_end = static_cast<int32_t>(std::clamp<int64_t>(visible, 0, kv_len));
-    std::vector<Tile>& tiles = is_narrow || kv_end == 0 ? scratch.narrow_tiles : scratch.wide_tiles;
-    const WorkItem whole{
+    WorkItem whole{
         .request = request,
         .q_token_begin = q_token_begin,
         .row_begin = row_begin,
         .num_rows = row_end - row_begin,
-        .causal_shift = causal_shift,
+        .causal_shift = 0,
+        .window_shift = kNoWindow,
+        .mask_begin = kNoMask,
         .kv_begin = 0,
-        .kv_end = kv_end,
+        .kv_end = 0,
         .page_begin = first_page(batch, request),
         .kv_head_begin = 0,
         .kv_head_end = batch.shape.num_kv_heads,
@@ -118,6 +152,9 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .split_tile = -1,
         .split_idx = 0,
     };
+    set_keys(batch, (row_end - 1) / group_size + 1, scratch.masks, whole);
+    const bool has_keys = whole.kv_end > whole.kv_begin;
+    std::vector<Tile>& tiles = is_narrow || !has_keys ? scratch.narrow_tiles : scratch.wide_tiles;
     tiles.push_back({whole, is_narrow ? row_class(whole.num_rows) : wide_class(num_rows)});
   }
 }
@@ -126,6 +163,8 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
                    Scratch& scratch) {
   scratch.narrow_tiles.clear();
   scratch.wide_tiles.clear();
+  scratch.masks.tiles.clear();
+  scratch.masks.rows.clear();
   scratch.schedule.reset(limits.num_ctas);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
@@ -183,8 +222,11 @@ void write_bounds(const BatchSpec& batch, const PlanHeader& header, ItemBounds* 
   const auto* items = plan_section<WorkItem>(&header, header.items_offset);
   for (int32_t i = 0; i < header.num_items; ++i) {
     const WorkItem& item = items[i];
-    bounds[i] = {
-        .causal_shift = item.causal_shift, .kv_end = item.kv_end, .kv_len = batch.kv_len_arr[item.request]};
+    bounds[i] = {.causal_shift = item.causal_shift,
+                 .window_shift = item.window_shift,
+                 .kv_begin = item.kv_begin,
+                 .kv_end = item.kv_end,
+                 .kv_len = batch.kv_len_arr[item.request]};
   }
 }
 
@@ -194,12 +236,16 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   const auto num_items = static_cast<int32_t>(schedule.narrow_items.size() + schedule.wide_items.size());
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
   const bool has_bounds = batch.actual_kv_len_arr != nullptr;
-  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, has_bounds);
+  const PlanMasks& masks = scratch.masks;
+  const PlanSections sections =
+      plan_sections(num_ctas, num_items, num_split_tiles, has_bounds,
+                    static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
+                    static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
   // What lies between sections: equal batches have equal plans, to the byte.
-  for (const int64_t end :
-       {sections.split_tiles_offset, sections.item_bounds_offset, sections.counters_offset})
+  for (const int64_t end : {sections.split_tiles_offset, sections.item_bounds_offset,
+                            sections.mask_tiles_offset, sections.mask_rows_offset, sections.counters_offset})
     std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
   const auto [num_first_items, num_working] = write_items(
       schedule, launch_us, scratch.narrow_begins, reinterpret_cast<CtaRecord*>(bytes + sections.ctas_offset),
@@ -234,11 +280,19 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .head_dim_vo = static_cast<uint16_t>(batch.shape.head_dim_vo),
       .page_size = batch.shape.page_size,
       .sm_scale_log2 = batch.sm_scale * std::numbers::log2e_v<float>,
+      .logits_soft_cap = batch.masks.logits_soft_cap,
+      .mask_tiles_offset = static_cast<uint32_t>(sections.mask_tiles_offset),
+      .mask_rows_offset = static_cast<uint32_t>(sections.mask_rows_offset),
+      .is_masked = batch.masks.window_left >= 0 || batch.masks.logits_soft_cap > 0 || !masks.tiles.empty(),
   };
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
   if (has_bounds)
     write_bounds(batch, *header, reinterpret_cast<ItemBounds*>(bytes + sections.item_bounds_offset));
+  std::copy(masks.tiles.begin(), masks.tiles.end(),
+            reinterpret_cast<MaskTile*>(bytes + sections.mask_tiles_offset));
+  std::copy(masks.rows.begin(), masks.rows.end(),
+            reinterpret_cast<MaskRow*>(bytes + sections.mask_rows_offset));
   std::memset(bytes + sections.counters_offset, 0, sections.end - sections.counters_offset);
   return header;
 }
@@ -278,12 +332,13 @@ void Schedule::add_split(WorkItem& item) {
 WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape& shape) {
   constexpr int64_t kRegionAlignment = 256;
   planner::check_limits(limits, shape);
-  const int64_t plan_bytes = planner::align_up(planner::largest_plan(limits, shape).end, kPlanAlignment);
+  // Where the next plan starts.
+  const int64_t plan_bytes = planner::align_up(planner::largest_plan(limits, shape).end, kRegionAlignment);
   planner::check_plan_bytes(plan_bytes);
   const bool is_fixed = limits.split_policy == SplitPolicy::kFixed;
   const int64_t rows_per_cta = is_fixed ? planner::kFixedPartialRowsPerCta : planner::kPartialRowsPerCta;
   const int64_t max_partial_rows = rows_per_cta * limits.num_ctas;
-  const int64_t lse_offset = planner::align_up(plan_bytes, kRegionAlignment);
+  const int64_t lse_offset = planner::align_up(plan_bytes * limits.num_windows, kRegionAlignment);
   const int64_t lse_bytes = max_partial_rows * static_cast<int64_t>(sizeof(float));
   const int64_t out_offset = planner::align_up(lse_offset + lse_bytes, kRegionAlignment);
   return {
@@ -301,6 +356,7 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, c
   planner::check_batch(batch, limits);
   thread_local planner::Scratch scratch;
   planner::make_schedule(batch, limits, costs, scratch);
+  planner::check_mask_bytes(scratch.masks, limits);
   return planner::write_plan(batch, costs.launch_us(), scratch, buffer);
 }
 

@@ -7,6 +7,7 @@
 
 #include "fail.h"
 #include "planner_internal.h"
+#include "planner_masks.h"
 
 namespace onewave::planner {
 namespace {
@@ -39,6 +40,31 @@ void check_request(const BatchSpec& batch, const PlanLimits& limits, int32_t i) 
   }
 }
 
+void check_mask(const BatchSpec& batch, int32_t i) {
+  const int64_t* indptr = batch.masks.mask_indptr;
+  const int64_t wanted =
+      mask_bytes(batch.qo_indptr[i + 1] - batch.qo_indptr[i], batch.kv_len_arr[i]);
+  const int64_t num_bytes = indptr[i + 1] - indptr[i];
+  if (indptr[i] < 0 || (num_bytes != 0 && num_bytes != wanted)) {
+    fail("mask_indptr gives request ", i, " ", num_bytes, " bytes from ", indptr[i],
+         ", it must be 0, for no mask, or ", wanted, ", a bit for each of its queries and keys");
+  }
+}
+
+void check_masks(const BatchSpec& batch, const PlanLimits& limits) {
+  const MaskSpec& masks = batch.masks;
+  if (!(masks.logits_soft_cap >= 0) || !std::isfinite(masks.logits_soft_cap)) {
+    fail("logits_soft_cap is ", masks.logits_soft_cap, ", it must be positive and finite, or 0 for none");
+  }
+  if (masks.custom_mask == nullptr) return;
+  if (masks.mask_indptr == nullptr) fail("mask_indptr is null, it must be an array of ", batch.batch_size + 1);
+  if (batch.actual_kv_len_arr != nullptr) {
+    fail("custom_mask is given with actual_kv_len_arr; lengths must be exact with it");
+  }
+  if (limits.max_mask_bytes == 0) fail("max_mask_bytes is 0, it must be more for a custom_mask");
+  for (int32_t i = 0; i < batch.batch_size; ++i) check_mask(batch, i);
+}
+
 /// The kernel counts page ids from the first in 32 bits.
 void check_page_table(const BatchSpec& batch) {
   if (batch.kv_indptr != nullptr) {
@@ -64,6 +90,8 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
   check_range("max_total_qo_len", limits.max_total_qo_len, 1, kMaxTotalQoLen);
   check_range("max_kv_len", limits.max_kv_len, 1, kMaxKvLen);
   check_range("num_ctas", limits.num_ctas, 1, kMaxNumCtas);
+  check_range("num_windows", limits.num_windows, 1, kMaxNumWindows);
+  check_range("max_mask_bytes", limits.max_mask_bytes, 0, kMaxMaskBytes);
   check_range("num_kv_heads", shape.num_kv_heads, 1, kMaxNumHeads);
   check_range("num_qo_heads", shape.num_qo_heads, 1, kMaxNumHeads);
   if (shape.num_qo_heads % shape.num_kv_heads != 0) {
@@ -96,10 +124,21 @@ void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
   if (batch.qo_indptr[0] != 0) fail("qo_indptr[0] is ", batch.qo_indptr[0], ", it must be 0");
   check_page_table(batch);
   for (int32_t i = 0; i < batch.batch_size; ++i) check_request(batch, limits, i);
+  check_masks(batch, limits);
   const int32_t total_qo_len = batch.qo_indptr[batch.batch_size];
   if (total_qo_len > limits.max_total_qo_len) {
     fail("qo_indptr[", batch.batch_size, "] is ", total_qo_len,
          ", it must be at most max_total_qo_len = ", limits.max_total_qo_len);
+  }
+}
+
+void check_mask_bytes(const PlanMasks& masks, const PlanLimits& limits) {
+  const size_t num_bytes = masks.tiles.size() * sizeof(MaskTile) + masks.rows.size() * sizeof(MaskRow);
+  // What their alignment may add counts as theirs.
+  const size_t wanted = masks.tiles.empty() ? 0 : num_bytes + kPlanAlignment;
+  if (wanted > static_cast<size_t>(limits.max_mask_bytes)) {
+    fail("custom_mask takes ", wanted, " bytes of the plan, it must be at most max_mask_bytes = ",
+         limits.max_mask_bytes);
   }
 }
 

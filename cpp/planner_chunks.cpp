@@ -13,7 +13,7 @@ constexpr int64_t kMinChunkBytes = 1 << 20;
 constexpr int64_t kMostChunks = 1 << 17;
 
 int32_t num_chunks(const Tile& tile, int32_t chunk_keys) {
-  return (tile.kv_end + chunk_keys - 1) / chunk_keys;
+  return (num_keys(tile) + chunk_keys - 1) / chunk_keys;
 }
 
 /// Of all units, chunk by chunk.
@@ -59,7 +59,7 @@ class ChunkPlacer {
     schedule_.open_split_tile(tile, kv_head);
     int32_t first_cta = 0;
     int32_t cta = 0;
-    for (int32_t begin = 0; begin < tile.kv_end; begin += chunk_keys) {
+    for (int32_t begin = tile.kv_begin; begin < tile.kv_end; begin += chunk_keys) {
       WorkItem item = tile;
       item.kv_head_begin = kv_head;
       item.kv_head_end = kv_head + 1;
@@ -68,7 +68,7 @@ class ChunkPlacer {
       schedule_.add_split(item);
       const double us = costs.whole_us(num_steps(item)) + costs.split_us;
       cta = next_cta(us);
-      if (begin == 0) first_cta = cta;
+      if (begin == tile.kv_begin) first_cta = cta;
       schedule_.add_item(Kind::kNarrow, cta, item, us);
     }
     if (cta != first_cta) return;
@@ -112,8 +112,8 @@ ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape)
 
 int32_t ChunkRule::chunk_keys(const Tile& tile) const {
   const int32_t most = most_chunks_[row_class(tile.num_rows)];
-  const int32_t chunks = std::clamp((tile.kv_end + min_chunk_keys_ - 1) / min_chunk_keys_, 1, most);
-  return std::max((tile.kv_end + chunks - 1) / chunks + kTileKv - 1, kTileKv) / kTileKv * kTileKv;
+  const int32_t chunks = std::clamp((num_keys(tile) + min_chunk_keys_ - 1) / min_chunk_keys_, 1, most);
+  return std::max((num_keys(tile) + chunks - 1) / chunks + kTileKv - 1, kTileKv) / kTileKv * kTileKv;
 }
 
 void place_chunks(const std::vector<Tile>& tiles, const ChunkRule& rule, const KindCosts& costs, int num_ctas,

@@ -21,6 +21,8 @@
 
 namespace onewave::planner {
 
+struct PlanMasks;  // planner_masks.h
+
 /// Below half of int32 by two tiles of keys, so that the end of what a query sees (causal_shift + token + 1,
 /// at most kv_len + qo_len) is an int32, and so is that plus a tile.
 inline constexpr int32_t kMaxKvLen = (1 << 30) - 2 * kTileKv;
@@ -30,6 +32,8 @@ inline constexpr int32_t kMaxGroupSize = 64;
 /// Of head_dim_qk and head_dim_vo: multiples of the step.
 inline constexpr int32_t kHeadDimStep = 32;
 inline constexpr int32_t kMaxHeadDim = 256;
+inline constexpr int32_t kMaxNumWindows = 16;
+inline constexpr int32_t kMaxMaskBytes = 1 << 26;
 /// Of the largest plan within the limits: while it is made, the planner holds a few times as much.
 inline constexpr int64_t kMaxPlanBytes = 1 << 27;
 
@@ -37,6 +41,7 @@ inline constexpr int64_t kMaxPlanBytes = 1 << 27;
 void check_limits(const PlanLimits& limits, const AttentionShape& shape);
 void check_batch(const BatchSpec& batch, const PlanLimits& limits);
 void check_plan_bytes(int64_t plan_bytes);
+void check_mask_bytes(const PlanMasks& masks, const PlanLimits& limits);
 
 /// Index in kv_indices of a request's first page.
 inline int32_t first_page(const BatchSpec& batch, int32_t request) {
@@ -44,7 +49,7 @@ inline int32_t first_page(const BatchSpec& batch, int32_t request) {
                                     : static_cast<int32_t>(request * batch.block_table_stride);
 }
 
-/// The item that would do all of a tile's keys and kv heads at once: kv_begin and kv_head_begin are 0.
+/// The item that would do all of a tile's keys and kv heads at once: kv_head_begin is 0.
 struct Tile : WorkItem {
   int32_t cost_class;
 };
@@ -54,6 +59,8 @@ struct Tile : WorkItem {
 inline constexpr int kNumCostClasses = kNumRowClasses;
 enum WideClass : int32_t { kWideShared, kWideAlone };
 
+inline int32_t num_keys(const WorkItem& item) { return item.kv_end - item.kv_begin; }
+
 /// heads_per_step is a power of two: no divisions, which cost more than all else here.
 inline int32_t step_keys(const WorkItem& item) {
   return kTileKv >> std::countr_zero(static_cast<uint32_t>(item.heads_per_step));
@@ -61,7 +68,7 @@ inline int32_t step_keys(const WorkItem& item) {
 /// Of a unit: an item's rows against all its keys, for the kv heads of one step.
 inline int32_t num_steps(const WorkItem& item) {
   const int32_t keys = step_keys(item);
-  return (item.kv_end - item.kv_begin + keys - 1) >> std::countr_zero(static_cast<uint32_t>(keys));
+  return (num_keys(item) + keys - 1) >> std::countr_zero(static_cast<uint32_t>(keys));
 }
 inline int32_t num_units(const WorkItem& item) {
   return (item.kv_head_end - item.kv_head_begin) >>

@@ -116,8 +116,8 @@ class LineCutter {
 
   void place_piece(const Tile& tile, int32_t unit, int32_t begin, int32_t end) {
     WorkItem item = units_of(tile, unit, 1);
-    item.kv_begin = begin * step_keys(tile);
-    item.kv_end = std::min(end * step_keys(tile), tile.kv_end);
+    item.kv_begin = tile.kv_begin + begin * step_keys(tile);
+    item.kv_end = std::min(tile.kv_begin + end * step_keys(tile), tile.kv_end);
     schedule_.add_split(item);
     place_item(item, unit_costs_.whole_us(end - begin) + unit_costs_.split_us);
   }

@@ -95,11 +95,11 @@ void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_wor
   const double cta_steps = std::max(num_all_steps / num_streaming, 1.0);
   const double gain_us = kHeadsTogetherGain * cta_steps * costs.narrow_step_us(0, num_streaming);
   const auto merge_us = [&](const Tile& tile, int32_t heads) {
-    const double num_pieces = static_cast<double>(tile.kv_end) * heads / kTileKv / cta_steps + 1;
+    const double num_pieces = static_cast<double>(num_keys(tile)) * heads / kTileKv / cta_steps + 1;
     return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;
   };
   for (Tile& tile : tiles) {
-    if (tile.kv_end == 0) continue;
+    if (num_keys(tile) == 0) continue;
     for (const int32_t heads : {groups.most, groups.box}) {
       if ((heads << narrow_rows_shift(tile.num_rows)) > kNarrowStepRows || merge_us(tile, heads) > gain_us)
         continue;

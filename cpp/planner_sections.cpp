@@ -17,7 +17,7 @@ void WideSections::divide(const std::vector<Tile>& tiles, double turn_bytes, dou
     int32_t& section = section_of_request_[request];
     if (section < 0) {
       const int32_t num_kv_heads = tile.kv_head_end;
-      const double head_bytes = key_bytes * tile.kv_end;
+      const double head_bytes = key_bytes * num_keys(tile);
       bytes += head_bytes * num_kv_heads;
       if (sections_.empty() || bytes > turn_bytes) {
         bytes = head_bytes * num_kv_heads;

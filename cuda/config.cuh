@@ -22,6 +22,10 @@ inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
+/// Whether the kernel looks at windows and custom masks (WorkItem::window_shift, mask_begin), the plan's soft cap
+/// and the run's sinks. They would cost the others a few per cent.
+inline constexpr bool kMasked = ONEWAVE_MASKED == 1;
+
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
 
@@ -81,8 +85,9 @@ inline constexpr int kArrivingLanes = 1;
 ///
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
-inline constexpr int kProducerRegisters = kGather ? 56 : 40;
-inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 ? 216 : 224;
+inline constexpr bool kLongMasked = kMasked && kHeadDimVo > 192;
+inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 || kLongMasked ? 216 : 224;
+inline constexpr int kProducerRegisters = !kGather ? 40 : kLongMasked ? 72 : 56;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 

@@ -9,7 +9,6 @@
 /// its loops are not unrolled where that does not wait for memory (bench/NOTES.md).
 
 #include "output.cuh"
-#include "softmax.cuh"
 
 namespace onewave {
 
@@ -82,9 +81,11 @@ class NarrowJoin {
     const float factor = ptx::ex2((state.x - finite_max(m)) * scales_.score_log2);
     float l = state.y * factor;
     for (int lanes = 1; lanes < num_head_warps; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
-    buffer_.weights[warp][row] = factor * row_out_scale(l, scales_.v);
+    const RowEnd end(m, l, output.item_sink(key_warp_of(warp) >> head_warps_shift_, row), scales_.score_log2,
+                     scales_.v);
+    buffer_.weights[warp][row] = factor * end.out_scale;
     if ((warp & (num_head_warps - 1)) == 0 && column_part_of(warp) == 0 && row < output.item.num_rows)
-      output.store_lse(warp >> head_warps_shift_, row, row_lse(m, l, scales_.score_log2));
+      output.store_lse(warp >> head_warps_shift_, row, end.lse);
   }
 
   template <int kSliceCols, int kPitch>

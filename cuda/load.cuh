@@ -2,15 +2,17 @@
 
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
-///   rows = loader.lookup<kIsInner>(keys, tile_begin, n)  starts reading the page ids of the n-th tile; used
-///                                                        two tiles later. kIsInner: it has all its keys
+///   rows = loader.lookup<kIsInner>(keys, item, tile_begin, n)  starts reading the page ids of the n-th tile;
+///                                                              used two tiles later. kIsInner: it has all
+///                                                              its keys
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
 /// The gathering one wants to be told kIsInner and n again, and has load_kv(), which does both.
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
-/// left of the last page is the consumers' to mask.
+/// left of the last page is the consumers' to mask. So do those before the window of the tile's first row, whose
+/// pages may be another request's by now.
 
 #include "ptx/copy.cuh"
 #include "smem.cuh"
@@ -59,13 +61,19 @@ struct TmaLoader {
         policy(kv_cache_policy<kKind>(header)) {}
 
   template <bool kIsInner>
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, uint32_t) const {
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, const WorkItem& item, int tile_begin,
+                                         uint32_t) const {
     const TmaBox box(params, keys.step_heads_shift);
     const int token_box = lane >> (keys.step_heads_shift - box.heads_shift);
-    const int key = tile_begin + (token_box << box.tokens_shift);
+    const int key_in_tile = token_box << box.tokens_shift;
+    const int key = key_of_request(params, item, tile_begin) + key_in_tile;
     // No such page: a box of zeros.
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
-    if (lane < kStageKv >> box.rows_shift() && (kIsInner || key < keys.end))
+    const int counted = tile_begin + key_in_tile;
+    const bool is_seen =
+        kIsInner || (counted < keys.end &&
+                     (!kMasked || counted + (1 << box.tokens_shift) > first_in_window(params, item)));
+    if (lane < kStageKv >> box.rows_shift() && is_seen)
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
@@ -168,10 +176,14 @@ struct GatherLoader {
         v_first(first_chunk(params.v)) {}
 
   template <bool kIsInner>
-  __device__ __forceinline__ Rows lookup(const KeyRange& keys, int tile_begin, uint32_t n) const {
+  __device__ __forceinline__ Rows lookup(const KeyRange& keys, const WorkItem& item, int tile_begin,
+                                         uint32_t n) const {
     const int tile_keys = kStageKv >> keys.step_heads_shift;
-    const int key = tile_begin + (row & (tile_keys - 1));
-    if (!kIsInner && key >= keys.end) return {-1, 0};
+    const int key_in_tile = row & (tile_keys - 1);
+    const int counted = tile_begin + key_in_tile;
+    if (!kIsInner && (counted >= keys.end || (kMasked && counted < first_in_window(params, item))))
+      return {-1, 0};
+    const int key = key_of_request(params, item, tile_begin) + key_in_tile;
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
     ptx::cp_async_4(ptx::shared_address(&page_ids.of_thread[n % kPageIdSlots][thread]),
                     kv_indices + keys.page_begin + page_idx);

@@ -7,7 +7,6 @@
 /// so that the bits do not depend on who was last. No CTA ever waits for another.
 
 #include "output.cuh"
-#include "softmax.cuh"
 
 namespace onewave {
 
@@ -53,12 +52,13 @@ __device__ __forceinline__ void merge_splits(const Output& output, const SplitTi
         sum.w = fmaf(weight, part[b].w, sum.w);
       }
     }
-    const float scale = total == 0.f ? 0.f : 1.f / total;
     const int head = step_row / num_rows;
     const int row = step_row - head * num_rows;
+    const RowEnd end(m, total, output.sink(head, row), 1.f, 1.f);
+    const float scale = end.out_scale;
     output.store_final_4(head, row, col,
                          make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
-    if (col == 0) output.store_final_lse(head, row, row_lse(m, total, 1.f));
+    if (col == 0) output.store_final_lse(head, row, end.lse);
   }
 }
 

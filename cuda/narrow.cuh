@@ -43,7 +43,7 @@ class NarrowConsumer {
         storage_(storage),
         rings_(rings),
         at_(at),
-        score_log2_(Scales(params, work.header).score_log2),
+        scales_(params, work.header),
         step_heads_shift_(step_heads_shift),
         lane_(threadIdx.x % 32) {
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
@@ -75,14 +75,20 @@ class NarrowConsumer {
     }
     const int all_visible = PackedRows(work_, item).visible_end(0);
     const int kv_begin = item.kv_begin;
+    const int inner_begin = kMasked ? max(kv_begin, window_inner_begin(item)) : kv_begin;
     const int tile_keys = kStageKv >> step_heads_shift_;
     int tile_begin = last_tile_begin(kv_begin, item.kv_end, step_heads_shift_);
     do {
       add_tile<true>(item, tile_begin + warp_key_, q, rows, out);
       tile_begin -= tile_keys;
     } while (tile_begin >= kv_begin && tile_begin + tile_keys > all_visible);
-    for (; tile_begin >= kv_begin; tile_begin -= tile_keys)
+    for (; tile_begin >= inner_begin; tile_begin -= tile_keys)
       add_tile<false>(item, tile_begin + warp_key_, q, rows, out);
+    if constexpr (kMasked) {
+      for (; tile_begin >= kv_begin; tile_begin -= tile_keys)
+        add_tile<true>(item, tile_begin + warp_key_, q, rows, out);
+    }
+    if constexpr (kMasked) at_.q.count = ptx::opaque(at_.q.count);  // or its stage is kept, and spilled
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
     NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header), step_heads_shift_)
@@ -90,6 +96,11 @@ class NarrowConsumer {
   }
 
  private:
+  /// From here on all rows see all keys, but for the causal mask: masked kernels.
+  __device__ __forceinline__ int window_inner_begin(const WorkItem& item) const {
+    return item.mask_begin >= 0 ? INT32_MAX : PackedRows(work_, item).visible_begin(item.num_rows - 1);
+  }
+
   /// This warp's 16 keys of a tile. kAtEdge: some row may not see some key of the tile.
   template <bool kAtEdge>
   __device__ __forceinline__ void add_tile(const WorkItem& item, int first_key, const QueryFragments& q,
@@ -99,6 +110,7 @@ class NarrowConsumer {
     rings_.k.wait_full(at_.kv);
     multiply_keys(scores, q);
     rings_.k.arrive_empty(at_.kv);
+    if (kMasked && scales_.cap_log2 > 0) cap(scores);
     if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
     uint32_t weights[kBlocks][2];
     softmax(scores, rows, out, weights);
@@ -151,7 +163,26 @@ class NarrowConsumer {
         const int visible = packed.visible_end(8 * j + lane_ % 4 * 2 + c);
         if (key >= visible) scores[j][c] = -INFINITY;
         if (key + 8 >= visible) scores[j][2 + c] = -INFINITY;
+        if constexpr (kMasked) {
+          const int row = 8 * j + lane_ % 4 * 2 + c;
+          const int begin = packed.visible_begin(row);
+          if (key < begin) scores[j][c] = -INFINITY;
+          if (key + 8 < begin) scores[j][2 + c] = -INFINITY;
+          const uint32_t* words = packed.mask_words(params_, row, first_key);
+          if (words == nullptr) continue;
+          const uint32_t bits = *words >> (first_key % 32 + lane_ / 4);
+          if ((bits & 1) == 0) scores[j][c] = -INFINITY;
+          if ((bits & 1 << 8) == 0) scores[j][2 + c] = -INFINITY;
+        }
       }
+    }
+  }
+
+  __device__ __forceinline__ void cap(float (&scores)[kBlocks][4]) const {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[j][i] = cap_score(scores[j][i], scales_.cap_log2);
     }
   }
 
@@ -167,10 +198,10 @@ class NarrowConsumer {
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2)
           tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, lanes));
-        const float factor = rows[2 * j + c].raise_max(tile_max, score_log2_);
-        const float scaled_max = finite_max(rows[2 * j + c].m) * score_log2_;
-        scores[j][c] = rows[2 * j + c].add(scores[j][c], score_log2_, scaled_max);
-        scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], score_log2_, scaled_max);
+        const float factor = rows[2 * j + c].raise_max(tile_max, scales_.score_log2);
+        const float scaled_max = finite_max(rows[2 * j + c].m) * scales_.score_log2;
+        scores[j][c] = rows[2 * j + c].add(scores[j][c], scales_.score_log2, scaled_max);
+        scores[j][2 + c] = rows[2 * j + c].add(scores[j][2 + c], scales_.score_log2, scaled_max);
 #pragma unroll
         for (int m = 0; m < kPartCols / 16; ++m) {
           out[m][j][c] *= factor;
@@ -182,9 +213,9 @@ class NarrowConsumer {
     }
   }
 
-  /// kMasked: V of keys past the request's last is taken as zero, whatever the page holds there (0 * NaN is
+  /// kAtEdge: V of keys past the request's last is taken as zero, whatever the page holds there (0 * NaN is
   /// NaN).
-  template <bool kMasked>
+  template <bool kAtEdge>
   __device__ __forceinline__ void multiply_values(float (&out)[kPartCols / 16][kBlocks][4],
                                                   const uint32_t (&weights)[kBlocks][2],
                                                   int valid_keys) const {
@@ -199,7 +230,7 @@ class NarrowConsumer {
       uint32_t v[4];
       const int block = kColumnParts > 1 ? first_block_ + m : m;
       ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (block % 4)) + block / 4 * panel_bytes_);
-      if constexpr (kMasked) {
+      if constexpr (kAtEdge) {
         v[0] &= keep_low;
         v[1] &= keep_low;
         v[2] &= keep_high;
@@ -216,7 +247,7 @@ class NarrowConsumer {
   NarrowStorage& storage_;
   KindRings& rings_;
   NarrowPositions& at_;
-  const float score_log2_;      ///< as in Scales
+  const Scales scales_;
   const int step_heads_shift_;  ///< log2 of the kv heads of a step
   const int lane_;
   int head_;        ///< of the step, that of this warp

@@ -4,6 +4,7 @@
 
 #include "ptx/barrier.cuh"
 #include "ptx/mma.cuh"
+#include "scales.cuh"
 #include "smem.cuh"
 #include "work.cuh"
 
@@ -39,7 +40,17 @@ struct Output {
   __device__ __forceinline__ void store_final_lse(int head, int row, float lse) const {
     if (params.lse == nullptr) return;
     const QueryRow target = rows.query_row(kv_head + head, row);
-    params.lse[static_cast<int64_t>(target.token) * num_qo_heads() + target.head] = lse;
+    params.lse[static_cast<int64_t>(target.token) * num_qo_heads() + target.head] = lse * params.lse_unit;
+  }
+
+  /// Of a row as a whole, in base 2; -inf: it has none.
+  __device__ __forceinline__ float sink(int head, int row) const {
+    if (!kMasked || params.sinks == nullptr) return -INFINITY;
+    return params.sinks[rows.query_row(kv_head + head, row).head] * kLog2E;
+  }
+  /// Of what this item makes of it: where it is split, those who merge add it.
+  __device__ __forceinline__ float item_sink(int head, int row) const {
+    return kMasked && is_split ? -INFINITY : sink(head, row);
   }
 
   __device__ __forceinline__ void store_lse(int head, int row, float lse) const {
@@ -77,7 +88,7 @@ __device__ __forceinline__ void store_empty(const Output& output, int thread) {
     const int row = i / (kHeadDimVo / 4) - head * num_rows;
     const int col = i % (kHeadDimVo / 4) * 4;
     output.store_4(head, row, col, make_float4(0.f, 0.f, 0.f, 0.f));
-    if (col == 0) output.store_lse(head, row, -INFINITY);
+    if (col == 0) output.store_lse(head, row, output.item_sink(head, row));
   }
 }
 

@@ -48,7 +48,7 @@ struct KernelParams {
   int32_t q_head_stride;
   int32_t out_token_stride;
   int32_t out_head_stride;
-  float* lse;                 ///< [total_qo_len, num_qo_heads], base 2; may be null
+  float* lse;                 ///< [total_qo_len, num_qo_heads]; may be null
   float* partial_out;         ///< [max_partial_rows, head_dim]
   float* partial_lse;         ///< [max_partial_rows], base 2
   const float* sm_scale_ptr;  ///< times sm_scale_log2 or the plan's, where not null
@@ -57,6 +57,8 @@ struct KernelParams {
   float sm_scale_log2;  ///< in place of the plan's, where not 0
   float k_scale;
   float v_scale;
+  float lse_unit;      ///< of an lse in base 2: 1, or log(2) for one in base e
+  const float* sinks;  ///< [num_qo_heads], or null; of the masked kernels
   GatheredTensor k;
   GatheredTensor v;
   TensorMap k_panel_map;  ///< rank 5: column in panel, token, panel, head, page; a box is of one panel

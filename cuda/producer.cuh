@@ -94,7 +94,7 @@ class KvTileStream {
   __device__ __forceinline__ KvTile<Loader> next(uint32_t n) {
     if (!cursor_.valid()) return {};
     const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(),
-                              loader_.template lookup<false>(keys_, tile_begin_, n)};
+                              loader_.template lookup<false>(keys_, cursor_.item(), tile_begin_, n)};
     if constexpr (Items::kKind == Kind::kWide) {
       if (is_near_end()) queue_.near_end();
     }
@@ -113,18 +113,22 @@ class KvTileStream {
   /// Whether the next tile is neither the first nor the last of its (item, kv head), and the queue is not to
   /// be told of it.
   __device__ __forceinline__ bool is_inside() const {
-    return !is_first_ && tile_begin_ - keys_.begin > (Items::kKind == Kind::kWide ? kKeysAhead : 0);
+    return !is_first_ && tile_begin_ - keys_.begin > kInsideFrom;
   }
 
   /// next(), where it is inside.
   __device__ __forceinline__ typename Loader::Rows next_inside(uint32_t n) {
-    const typename Loader::Rows rows = loader_.template lookup<true>(keys_, tile_begin_, n);
+    const typename Loader::Rows rows = loader_.template lookup<true>(keys_, cursor_.item(), tile_begin_, n);
     tile_begin_ -= kStageKv >> keys_.step_heads_shift;
     return rows;
   }
 
  private:
   static constexpr int kKeysAhead = 2 * kStageKv;
+  /// Keys before a tile that is inside. A window may leave nearly three steps of an item's first keys unseen: its
+  /// first is at most half seen, before it the planner may have put one, and set_kv_len() moves by whole ones.
+  static constexpr int kInsideFrom =
+      kMasked ? 3 * kTileKv : Items::kKind == Kind::kWide ? kKeysAhead : 0;
 
   /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
   /// one to have time for it.
@@ -288,7 +292,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     at.advance();
     if (tile.is_first || next_tile.is_first) continue;
     // Where a stream spends its time: no code of what is done once an item.
-    while (stream.is_inside()) {
+    while (!kMasked && stream.is_inside()) {
       const typename Loader::Rows later_rows = stream.next_inside(at.count + 2);
       ptx::cp_async_commit_group();
       load(InnerTile<Loader>{tile.kv_head, tile.rows}, InnerTile<Loader>{tile.kv_head, next_tile.rows}, at);

@@ -3,10 +3,7 @@
 /// Online softmax in base 2: with c = sm_scale * log2(e), a score s weighs 2^(c s - c m), m the largest score
 /// so far.
 
-#include "params.h"
 #include "ptx/mma.cuh"
-
-#include <onewave/plan_format.h>
 
 namespace onewave {
 
@@ -46,21 +43,5 @@ __device__ __forceinline__ float row_lse(float m, float l, float scale_log2) {
 __device__ __forceinline__ float row_out_scale(float l, float v_scale) {
   return l == 0.f ? 0.f : v_scale * ptx::rcp(l);
 }
-
-/// The factors of one launch.
-struct Scales {
-  float score_log2;  ///< sm_scale * log2(e) * k_scale
-  float v;
-
-  __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header)
-      : score_log2((params.sm_scale_log2 > 0 ? params.sm_scale_log2 : header->sm_scale_log2) *
-                   value_or_1(params.sm_scale_ptr) * params.k_scale * value_or_1(params.k_scale_ptr)),
-        v(params.v_scale * value_or_1(params.v_scale_ptr)) {}
-
- private:
-  __device__ __forceinline__ static float value_or_1(const float* pointer) {
-    return pointer ? *pointer : 1.f;
-  }
-};
 
 }  // namespace onewave

@@ -19,7 +19,6 @@
 
 #include "output.cuh"
 #include "ptx/wgmma.cuh"
-#include "softmax.cuh"
 
 #include <cfloat>
 
@@ -87,11 +86,16 @@ class WideConsumer {
     float factors[2], out_scales[2];
     // The first row of the warpgroup sees the fewest keys.
     const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
+    const auto mask_edges = [&](int tile_begin) {
+      if (kMasked && scales_.cap_log2 > 0) cap(scores);
+      if (tile_begin + kStageKv > all_visible || (kMasked && touches_mask(tile.rows, tile_begin)))
+        mask(scores, tile.rows, tile_begin);
+    };
     const int kv_begin = tile.item.kv_begin;
     int tile_begin = last_tile_begin(kv_begin, tile.item.kv_end, 0);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
-    if (tile_begin + kStageKv > all_visible) mask(scores, tile.rows, tile_begin);
+    mask_edges(tile_begin);
     float maxima[2];
     take_maxima(scores, maxima);
     raise_references(maxima, rows, factors);
@@ -100,7 +104,7 @@ class WideConsumer {
     while (tile_begin > kv_begin) {
       tile_begin -= kStageKv;
       const bool has_next_keys = rings_.k.is_full(at_.k);
-      if (tile_begin + kStageKv > all_visible) mask(scores, tile.rows, tile_begin);
+      mask_edges(tile_begin);
       take_maxima(scores, maxima);
       const bool rise = exceed_references(maxima, rows);
       if (rise) raise_references(maxima, rows, factors);
@@ -212,6 +216,11 @@ class WideConsumer {
     ptx::wgmma_commit_group();
   }
 
+  /// Whether a row of the warpgroup may not see some key of a tile, for another reason than the causal mask.
+  __device__ __forceinline__ bool touches_mask(const PackedRows& packed, int tile_begin) const {
+    return tile_begin < packed.visible_begin(warpgroup_ * 64 + 63) || packed.has_custom_mask();
+  }
+
   /// Only for tiles that touch an edge.
   __device__ __forceinline__ void mask(float (&scores)[kWideScores], const PackedRows& packed,
                                        int tile_begin) const {
@@ -222,6 +231,40 @@ class WideConsumer {
     for (int i = 0; i < kWideScores; ++i) {
       if (i / 4 * 8 + i % 2 >= visible[i / 2 % 2]) scores[i] = -INFINITY;
     }
+    if constexpr (kMasked) {
+      mask_windows(scores, packed, first_key);
+      if (packed.has_custom_mask()) mask_by_words(scores, packed, tile_begin);
+    }
+  }
+
+  __device__ __forceinline__ void mask_windows(float (&scores)[kWideScores], const PackedRows& packed,
+                                               int first_key) const {
+    const int begin[2] = {packed.visible_begin(first_row_) - first_key,
+                          packed.visible_begin(first_row_ + 8) - first_key};
+#pragma unroll
+    for (int i = 0; i < kWideScores; ++i) {
+      if (i / 4 * 8 + i % 2 < begin[i / 2 % 2]) scores[i] = -INFINITY;
+    }
+  }
+
+  __device__ __forceinline__ void mask_by_words(float (&scores)[kWideScores], const PackedRows& packed,
+                                                int tile_begin) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t* words = packed.mask_words(params_, first_row_ + 8 * r, tile_begin);
+      if (words == nullptr) continue;
+#pragma unroll
+      for (int i = 2 * r; i < kWideScores; i += 4) {
+        const uint32_t bits = words[i / 4 * 8 / 32] >> (i / 4 * 8 % 32 + thread_ % 4 * 2);
+        if ((bits & 1) == 0) scores[i] = -INFINITY;
+        if ((bits & 2) == 0) scores[i + 1] = -INFINITY;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void cap(float (&scores)[kWideScores]) const {
+#pragma unroll
+    for (int i = 0; i < kWideScores; ++i) scores[i] = cap_score(scores[i], scales_.cap_log2);
   }
 
   /// Of the scores that this thread holds.
@@ -299,9 +342,10 @@ class WideConsumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
+      const RowEnd end(rows[r].m, rows[r].l, output.item_sink(0, row), scales_.score_log2, scales_.v);
       if (thread_ % 4 == 0 && row < tile.item.num_rows)
-        output.store_lse(0, row, row_lse(rows[r].m, rows[r].l, scales_.score_log2));
-      out_scales[r] = row_out_scale(rows[r].l, scales_.v);
+        output.store_lse(0, row, end.lse);
+      out_scales[r] = end.out_scale;
     }
   }
 

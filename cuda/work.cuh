@@ -98,6 +98,25 @@ __device__ __forceinline__ int last_tile_begin(int kv_begin, int kv_end, int ste
   return kv_begin + ((max(kv_end - kv_begin, 1) - 1) & -tile_keys);
 }
 
+/// Of an item with a custom mask, the keys from `tile_begin` on, which the item counts by MaskTiles.
+__device__ __forceinline__ const MaskTile& mask_tile(const KernelParams& params, int mask_begin,
+                                                     int tile_begin) {
+  const auto* header = static_cast<const PlanHeader*>(params.plan);
+  return plan_section<MaskTile>(header, header->mask_tiles_offset)[mask_begin + tile_begin / kTileKv];
+}
+
+/// First key in the window of a tile's first row; where it has none, far below 0.
+__device__ __forceinline__ int first_in_window(const KernelParams& params, const WorkItem& item) {
+  return item.window_shift + item.row_begin / static_cast<const PlanHeader*>(params.plan)->group_size;
+}
+
+/// Where in the request the keys are that an item counts from `tile_begin` on, as far as they are one tile.
+__device__ __forceinline__ int key_of_request(const KernelParams& params, const WorkItem& item,
+                                              int tile_begin) {
+  if (!kMasked || item.mask_begin < 0) return tile_begin;
+  return mask_tile(params, item.mask_begin, tile_begin).tile * kTileKv + tile_begin % kTileKv;
+}
+
 /// A packed row as a row of q, out and lse.
 struct QueryRow {
   int token;
@@ -116,6 +135,11 @@ class PackedRows {
     q_token_begin_ = item.q_token_begin + first_token;
     first_visible_ = item.causal_shift + first_token + 1;
     kv_end_ = item.kv_end;
+    if constexpr (kMasked) {
+      window_begin_ = item.window_shift + first_token;
+      mask_begin_ = item.mask_begin;
+      last_row_ = item.num_rows - 1;
+    }
   }
 
   __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {
@@ -126,6 +150,27 @@ class PackedRows {
   /// First key that a row does not see.
   __device__ __forceinline__ int visible_end(int row) const {
     return min(kv_end_, first_visible_ + num_tokens(first_head_ + row));
+  }
+
+  // Of the masked kernels.
+
+  /// First key in the window of a row; where there is none, far below 0.
+  __device__ __forceinline__ int visible_begin(int row) const {
+    return window_begin_ + num_tokens(first_head_ + row);
+  }
+
+  __device__ __forceinline__ bool has_custom_mask() const { return mask_begin_ >= 0; }
+
+  /// The words of a row's mask for the keys from `tile_begin` on; null: it sees all of them.
+  __device__ __forceinline__ const uint32_t* mask_words(const KernelParams& params, int row,
+                                                        int tile_begin) const {
+    if (!has_custom_mask()) return nullptr;
+    const int first_row = mask_tile(params, mask_begin_, tile_begin).first_row;
+    if (first_row < 0) return nullptr;
+    const int token = num_tokens(first_head_ + min(row, last_row_));
+    const auto* header = static_cast<const PlanHeader*>(params.plan);
+    return plan_section<MaskRow>(header, header->mask_rows_offset)[first_row + token].words +
+           tile_begin % kTileKv / 32;
   }
 
  private:
@@ -139,6 +184,9 @@ class PackedRows {
   int q_token_begin_;  ///< of row 0, a row of q
   int first_visible_;  ///< first key that row 0 does not see
   int kv_end_;
+  int window_begin_;  ///< of row 0
+  int mask_begin_;
+  int last_row_;
 };
 
 /// One kv head of an item, as the consumers read it from shared memory.

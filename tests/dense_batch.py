@@ -36,6 +36,29 @@ class Heads(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Masks:
+    """What queries see, and what becomes of their scores. Lists are by request."""
+
+    causal: bool | list[bool] = False
+    window_left: int = -1
+    soft_cap: float = 0.0
+    sinks: torch.Tensor | None = None  # [num_qo_heads]
+    custom: list[torch.Tensor | None] | None = None  # [qo_len, kv_len] bool each, in place of causal
+
+    def hidden(self, request: int, group: Lens, device: torch.device) -> torch.Tensor:
+        """[qo_len, kv_len]"""
+        position = group.kv_len - group.qo_len + torch.arange(group.qo_len, device=device)[:, None]
+        key = torch.arange(group.kv_len, device=device)
+        custom = self.custom[request] if self.custom is not None else None
+        causal = self.causal if isinstance(self.causal, bool) else self.causal[request]
+        if custom is not None:
+            hidden = ~custom.to(device)
+        else:
+            hidden = key > position if causal else (key > position) & False
+        return hidden | (key < position - self.window_left) if self.window_left >= 0 else hidden
+
+
+@dataclass(frozen=True)
 class Expected:
     """Attention in float32, and how far the same computation in the inputs' precision is from it."""
 
@@ -77,15 +100,19 @@ class DenseBatch:
         for group in self.lens:
             yield from [group] * group.count
 
-    def expected(self, causal: bool, k_scale: float = 1.0, v_scale: float = 1.0) -> Expected:
-        """The oracle: plain attention, group by group and in blocks of queries."""
+    def expected(self, masks: bool | Masks, k_scale: float = 1.0, v_scale: float = 1.0) -> Expected:
+        """The oracle: plain attention, group by group and in blocks of queries. `masks`: or whether causal."""
+        if isinstance(masks, bool):
+            masks = Masks(masks)
         out = torch.empty((*self.q.shape[:2], self.heads.out_dim), dtype=torch.float32, device=self.device)
         lse = torch.empty(self.q.shape[:2], dtype=torch.float32, device=self.device)
         low_precision_error = 0.0
-        row = 0
+        row, request = 0, 0
         for group, k, v in zip(self.lens, self.k, self.v, strict=True):
             rows = slice(row, row + group.count * group.qo_len)
             row = rows.stop
+            requests = range(request, request + group.count)
+            request = requests.stop
             if rows.start == rows.stop:
                 continue
             split = (group.count, group.qo_len, self.heads.num_kv_heads, self.heads.group_size)
@@ -96,14 +123,19 @@ class DenseBatch:
             block = max(1, MAX_BLOCK_SCORES // scores_per_query)
             for begin in range(0, group.qo_len, block):
                 end = min(begin + block, group.qo_len)
-                last_key = group.kv_len - group.qo_len + torch.arange(begin, end, device=self.device)
+                # Requests that see alike share one mask.
+                if isinstance(masks.causal, bool) and masks.custom is None:
+                    hidden = masks.hidden(request, group, self.device)[None, begin:end]
+                else:
+                    hidden = torch.stack([masks.hidden(i, group, self.device)[begin:end] for i in requests])
                 low = _attend(
                     q[:, begin:end],
                     k,
                     v,
                     k_scale / math.sqrt(self.heads.head_dim),
                     v_scale,
-                    last_key if causal else None,
+                    hidden,
+                    masks,
                     group_out[:, begin:end],
                     group_lse[:, begin:end],
                 )
@@ -173,24 +205,34 @@ def _attend(
     v: torch.Tensor,
     score_scale: float,
     v_scale: float,
-    last_key: torch.Tensor | None,
+    hidden: torch.Tensor,
+    masks: Masks,
     out: torch.Tensor,
     lse: torch.Tensor,
 ) -> torch.Tensor:
     """Attention of q [requests, queries, kv heads, group, column] over k and v [requests, keys, kv heads, column],
     written to `out` and `lse` in float32. Returns the output with the probabilities and the result rounded to q's
-    type, as a kernel of that precision has them. `last_key` [queries]: the last key each sees, None: all."""
-    if k.shape[1] == 0:
+    type, as a kernel of that precision has them. `hidden` [requests or 1, queries, keys]: what they do not see."""
+    sinks = None
+    if masks.sinks is not None:
+        sinks = masks.sinks.to(q.device).view(1, *q.shape[2:4], 1, 1)
+    if k.shape[1] == 0 and sinks is None:
         out.zero_()
         lse.fill_(-math.inf)
         return out.to(q.dtype)
     scores = torch.einsum("nqhgd,nkhd->nhgqk", q.float(), k.float()).mul_(score_scale)
-    if last_key is not None:
-        hidden = torch.arange(k.shape[1], device=k.device) > last_key[:, None]
-        scores.masked_fill_(hidden, -math.inf)
-    peak = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).min)
+    if masks.soft_cap > 0:
+        scores.div_(masks.soft_cap).tanh_().mul_(masks.soft_cap)
+    scores.masked_fill_(hidden[:, None, None], -math.inf)
+    lowest = torch.finfo(torch.float32).min
+    peak = (
+        scores.amax(-1, keepdim=True) if k.shape[1] > 0 else scores.new_full((*scores.shape[:4], 1), lowest)
+    )
+    peak = (peak if sinks is None else peak.maximum(sinks)).clamp_min_(lowest)
     probabilities = scores.sub_(peak).exp_()
     total = probabilities.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sinks - peak).exp()
     lse.copy_((peak / math.log(2) + total.log2()).squeeze(-1).permute(0, 3, 1, 2))
     # A row that sees no key: 0 / 1.
     total.masked_fill_(total == 0, 1.0).div_(v_scale)

@@ -218,7 +218,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 99, it must be 7")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 99, it must be 8")):
         altered = Plan(whole)
         altered.header[field] = 99
         no_plans.append((altered.to_bytes(), message))
@@ -357,7 +357,7 @@ def run_with(
     attention: onewave.BatchAttention, plan_bytes: bytes, batch: DenseBatch, paged: Paged
 ) -> Outputs:
     """A run of other bytes than those that the planner wrote."""
-    attention._engine._updated_plan = plan_bytes
+    attention._engine._updated_plans = [plan_bytes]
     outputs = Outputs(batch)
     attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
     return outputs

@@ -3,12 +3,12 @@ executor on the CPU."""
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onewave
 import pytest
 import torch
-from dense_batch import DenseBatch, Heads, Lens
+from dense_batch import DenseBatch, Heads, Lens, Masks
 from gpu_checks import Outputs, plan, run_twice
 from onewave import _core
 from plan_checks import CALIBRATION_FILE
@@ -20,6 +20,10 @@ CASES_EACH = 128
 HEAD_DIMS = sorted({(kernel.head_dim_qk, kernel.head_dim_vo) for kernel in _core.list_kernels()})
 
 
+def cat_bits(masks: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([mask.flatten() for mask in masks]) if masks else torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass(frozen=True)
 class Case:
     lens: list[Lens]
@@ -27,14 +31,31 @@ class Case:
     dtype: torch.dtype
     page_size: int
     layout: str
-    causal: bool
+    causal: str  # yes, no, or by request
+    windows: tuple[int, ...]
+    soft_cap: float
+    has_sinks: bool
+    custom_mask: str  # none, random, tree: after the first keys which all see
     split_policy: str
     num_ctas: int
     seed: int
 
+    def masks(self, draw: random.Random, generator: torch.Generator) -> Masks:
+        requests = [group for group in self.lens for _ in range(group.count)]
+        causal = {"yes": True, "no": False}.get(self.causal, [draw.random() < 0.5 for _ in requests])
+        sinks = torch.randn(self.heads.num_qo_heads, generator=generator) * 2 + 3 if self.has_sinks else None
+        custom = None
+        if self.custom_mask != "none":
+            custom = [draw_custom_mask(group, self.custom_mask, draw, generator) for group in requests]
+        return Masks(causal, -1, self.soft_cap, sinks, custom)
+
     def run(self, device: str) -> None:
         batch = DenseBatch(self.lens, self.heads, self.dtype, self.seed, device)
+        # Scores of the size at which a cap does something.
+        batch.q *= max(self.soft_cap, 1)
         paged = batch.paged(self.page_size, self.layout)
+        draw = random.Random(self.seed)
+        masks = self.masks(draw, torch.Generator().manual_seed(self.seed))
         attention = onewave.BatchAttention(
             "HND" if self.layout == "HND" else "NHD",
             device,
@@ -43,12 +64,28 @@ class Case:
             max_kv_len=16384,
             num_ctas=self.num_ctas,
             split_policy=self.split_policy,
+            num_windows=len(self.windows),
             calibration=CALIBRATION_FILE,
         )
         outputs = Outputs(batch)
-        plan(attention, batch, paged, self.page_size, self.causal)
-        run_twice(attention, outputs, paged)
-        outputs.check(batch.expected(self.causal))
+        custom = {} if masks.custom is None else {"custom_mask": cat_bits(masks.custom)}  # type: ignore[arg-type]
+        causal = (
+            masks.causal if isinstance(masks.causal, bool) else torch.tensor(masks.causal, dtype=torch.bool)
+        )
+        plan(
+            attention,
+            batch,
+            paged,
+            self.page_size,
+            causal,
+            window_left=self.windows,
+            logits_soft_cap=self.soft_cap,
+            **custom,
+        )
+        sinks = None if masks.sinks is None else masks.sinks.to(device)
+        for i, window_left in enumerate(self.windows):
+            run_twice(attention, outputs, paged, window=i, sinks=sinks)
+            outputs.check(batch.expected(replace(masks, window_left=window_left)))
 
 
 def draw_lens(draw: random.Random, max_kv_len: int) -> list[Lens]:
@@ -68,6 +105,20 @@ def draw_lens(draw: random.Random, max_kv_len: int) -> list[Lens]:
     return lens
 
 
+def draw_custom_mask(group: Lens, kind: str, draw: random.Random, generator: torch.Generator) -> torch.Tensor:
+    """[qo_len, kv_len]; of the random ones whole tiles are all seen, or by nobody."""
+    if kind == "tree":
+        mask = torch.ones(group.qo_len, group.kv_len, dtype=torch.bool)
+        begin = max(group.kv_len - group.qo_len, 0)
+        mask[:, begin:] = torch.rand(mask[:, begin:].shape, generator=generator) < 0.5
+        return mask
+    mask = torch.rand(group.qo_len, group.kv_len, generator=generator) < draw.random()
+    for begin in range(0, group.kv_len, 128):
+        if draw.random() < 0.6:
+            mask[:, begin : begin + 128] = draw.random() < 0.5
+    return mask
+
+
 def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
     head_dim, head_dim_vo = draw.choice(HEAD_DIMS)
     num_kv_heads, group_size = draw.choice([1, 2, 3, 4, 8]), draw.choice([1, 2, 4, 5, 8, 16])
@@ -78,7 +129,11 @@ def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
         dtype=draw.choice([torch.bfloat16, torch.float16]),
         page_size=draw.choice([1, 3, 8, 16, 64, 256]),
         layout=draw.choice(layouts),
-        causal=draw.random() < 0.7,
+        causal=draw.choice(["yes", "yes", "yes", "no", "by request"]),
+        windows=draw.choice([(-1,), (-1,), (-1, draw.randint(0, 400)), (draw.choice([0, 127, 128, 1000]),)]),
+        soft_cap=draw.choice([0.0, 0.0, 0.0, 1.0, 5.0]),
+        has_sinks=draw.random() < 0.25,
+        custom_mask=draw.choice(["none", "none", "none", "random", "tree"]),
         split_policy=draw.choice(["balanced", "balanced", "fixed"]),
         num_ctas=draw.randint(1, max_num_ctas),
         seed=draw.getrandbits(31),

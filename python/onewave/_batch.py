@@ -1,7 +1,7 @@
 """The index tensors of one step, checked and on the side where they are read."""
 
 import ctypes
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -21,24 +21,21 @@ class Batch(NamedTuple):
     actual_kv_len_arr: torch.Tensor | None  # [at least batch_size] on the device: kv_len_arr are upper bounds
     max_page_id: int  # of the page ids in use; -1 where there are none or they are on the device
 
-    def addresses(self, kv_indices: torch.Tensor) -> tuple[int, int, int, int, int]:
-        """The batch size and the addresses that the planner takes."""
-        return (
-            self.kv_len_arr.numel(),
-            self.qo_indptr.data_ptr(),
-            0 if self.kv_indptr is None else self.kv_indptr.data_ptr(),
-            self.kv_len_arr.data_ptr(),
-            kv_indices.data_ptr(),
-        )
-
-    def options(self, kv_indices: torch.Tensor) -> dict[str, int]:
-        """What the planner takes besides, of some batches."""
-        options = {}
+    def arguments(self, kv_indices: torch.Tensor) -> dict[str, Any]:
+        """What the planner takes of it: the batch size and addresses, and what only some batches have."""
+        arguments: dict[str, Any] = {
+            "batch_size": self.kv_len_arr.numel(),
+            "qo_indptr": self.qo_indptr.data_ptr(),
+            "kv_indptr": 0 if self.kv_indptr is None else self.kv_indptr.data_ptr(),
+            "kv_len_arr": self.kv_len_arr.data_ptr(),
+            "kv_indices": kv_indices.data_ptr(),
+        }
         if self.kv_indptr is None:
-            options = {"block_table_width": kv_indices.shape[1], "block_table_stride": kv_indices.stride(0)}
+            arguments["block_table_width"] = kv_indices.shape[1]
+            arguments["block_table_stride"] = kv_indices.stride(0)
         if self.actual_kv_len_arr is not None:
-            options["actual_kv_len_arr"] = self.actual_kv_len_arr.data_ptr()
-        return options
+            arguments["actual_kv_len_arr"] = self.actual_kv_len_arr.data_ptr()
+        return arguments
 
 
 def make_batch(

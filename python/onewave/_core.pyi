@@ -35,6 +35,8 @@ class PlanLimits:
         max_kv_len: int,
         num_ctas: int,
         split_policy: SplitPolicy = SplitPolicy.BALANCED,
+        num_windows: int = 1,
+        max_mask_bytes: int = 0,
     ) -> None: ...
     @property
     def max_batch_size(self) -> int: ...
@@ -46,6 +48,10 @@ class PlanLimits:
     def num_ctas(self) -> int: ...
     @property
     def split_policy(self) -> SplitPolicy: ...
+    @property
+    def num_windows(self) -> int: ...
+    @property
+    def max_mask_bytes(self) -> int: ...
 
 class AttentionShape:
     def __init__(
@@ -152,9 +158,14 @@ def plan_batch(
     block_table_width: int = 0,
     block_table_stride: int = 0,
     actual_kv_len_arr: int = 0,
+    window_left: int = -1,
+    logits_soft_cap: float = 0.0,
+    causal_arr: int = 0,
+    custom_mask: int = 0,
+    mask_indptr: int = 0,
 ) -> bytes:
-    """The plan of one step: host addresses of three arrays, and an address of page ids that is only stored. `costs`
-    are of the shape; None: what an H200 costs."""
+    """The plan of one step: host addresses of arrays, and an address of page ids that is only stored. `costs` are of
+    the shape; None: what an H200 costs."""
 
 def predict_items(
     plan: bytes, shape: AttentionShape, batch_size: int, qo_indptr: int, costs: CostModel | None = None
@@ -206,6 +217,7 @@ class RunArgs:
         k_scale_ptr: int,
         v_scale_ptr: int,
     ) -> None: ...
+    def set_options(self, sinks: int, natural_lse: bool, window: int) -> None: ...
 
 def update_kv_lens(plan: bytes) -> bytes:
     """The plan with the lengths that its actual_kv_len_arr, on the host, has now; as it is without one."""
@@ -236,6 +248,8 @@ class KernelInfo:
     def head_dim_vo(self) -> int: ...
     @property
     def loader(self) -> Loader: ...
+    @property
+    def is_masked(self) -> bool: ...
     @property
     def num_bytes(self) -> int: ...
 
@@ -271,6 +285,11 @@ class DeviceAttention:
         block_table_width: int = 0,
         block_table_stride: int = 0,
         actual_kv_len_arr: int = 0,
+        window_lefts: Sequence[int] = (),
+        logits_soft_cap: float = 0.0,
+        causal_arr: int = 0,
+        custom_mask: int = 0,
+        mask_indptr: int = 0,
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
 
@@ -280,7 +299,7 @@ class DeviceAttention:
     def run(self, args: RunArgs, stream: int, enable_pdl: bool = False) -> None:
         """One launch on `stream`; neither allocates nor synchronises."""
 
-    def plan_bytes(self) -> bytes:
+    def plan_bytes(self, window: int = 0) -> bytes:
         """A copy of the last plan, for inspection."""
 
 class RowTensor:

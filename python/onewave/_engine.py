@@ -6,6 +6,7 @@ import torch
 
 from onewave import _core
 from onewave._batch import Batch
+from onewave._masks import Masks
 
 
 def current_stream(device: torch.device) -> int:
@@ -16,15 +17,15 @@ def current_stream(device: torch.device) -> int:
 class Engine(Protocol):
     """Plans and runs for one shape."""
 
-    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
-        """Replaces the plan; leaves the last one where it raises."""
+    def plan(self, batch: Batch, masks: Masks, sm_scale: float) -> None:
+        """Replaces the plans, one for each window; leaves the last ones where it raises."""
 
     def update_kv_lens(self) -> None:
         """For the runs from now on; plan() does so too."""
 
-    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None: ...
+    def run(self, args: _core.RunArgs, window: int, enable_pdl: bool) -> None: ...
 
-    def plan_bytes(self) -> bytes:
+    def plan_bytes(self, window: int) -> bytes:
         """A copy of the last plan."""
 
 
@@ -40,33 +41,36 @@ class CpuEngine:
         self._limits = limits
         self._shape = shape
         self._costs = _core.CostModel(shape, calibration or _core.calibration_of(""))
-        self._plan = b""
-        self._updated_plan = b""  # with the lengths of now
+        self._plans: list[bytes] = []
+        self._updated_plans: list[bytes] = []  # with the lengths of now
         self._held: tuple[torch.Tensor | None, ...] = ()  # the plan holds their addresses
 
-    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+    def plan(self, batch: Batch, masks: Masks, sm_scale: float) -> None:
         # A copy: the caller's page ids are checked now, and may be overwritten before the last run.
         kv_indices = batch.kv_indices.clone()
-        self._plan = _core.plan_batch(
-            self._limits,
-            self._shape,
-            causal,
-            sm_scale,
-            *batch.addresses(kv_indices),
-            self._costs,
-            **batch.options(kv_indices),
-        )
+        self._plans = [
+            _core.plan_batch(
+                self._limits,
+                self._shape,
+                sm_scale=sm_scale,
+                costs=self._costs,
+                window_left=window_left,
+                **batch.arguments(kv_indices),
+                **masks.arguments(),
+            )
+            for window_left in masks.window_lefts
+        ]
         self._held = (kv_indices, batch.actual_kv_len_arr)
         self.update_kv_lens()
 
     def update_kv_lens(self) -> None:
-        self._updated_plan = _core.update_kv_lens(self._plan)
+        self._updated_plans = [_core.update_kv_lens(plan) for plan in self._plans]
 
-    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
-        _core.execute_plan(self._updated_plan, args, 0)
+    def run(self, args: _core.RunArgs, window: int, enable_pdl: bool) -> None:
+        _core.execute_plan(self._updated_plans[window], args, 0)
 
-    def plan_bytes(self) -> bytes:
-        return self._plan
+    def plan_bytes(self, window: int) -> bytes:
+        return self._plans[window]
 
 
 class DeviceEngine:
@@ -87,7 +91,7 @@ class DeviceEngine:
         )
         self._held: tuple[torch.Tensor | None, ...] = ()  # in use by the device until the next plan
 
-    def plan(self, batch: Batch, causal: bool, sm_scale: float) -> None:
+    def plan(self, batch: Batch, masks: Masks, sm_scale: float) -> None:
         kv_indices = batch.kv_indices
         if kv_indices.device != self._device:
             # Memory of its own for each plan, so that one that fails leaves the last one's page ids, and on the host
@@ -96,19 +100,19 @@ class DeviceEngine:
             staged = torch.empty_like(kv_indices, pin_memory=True).copy_(kv_indices)
             kv_indices = staged.to(self._device, non_blocking=True)
         self._attention.plan(
-            causal,
-            sm_scale,
-            *batch.addresses(kv_indices),
-            current_stream(self._device),
-            **batch.options(kv_indices),
+            sm_scale=sm_scale,
+            stream=current_stream(self._device),
+            window_lefts=masks.window_lefts,
+            **batch.arguments(kv_indices),
+            **masks.arguments(),
         )
         self._held = (kv_indices, batch.actual_kv_len_arr)
 
     def update_kv_lens(self) -> None:
         self._attention.update_kv_lens(current_stream(self._device))
 
-    def run(self, args: _core.RunArgs, enable_pdl: bool) -> None:
+    def run(self, args: _core.RunArgs, window: int, enable_pdl: bool) -> None:
         self._attention.run(args, current_stream(self._device), enable_pdl)
 
-    def plan_bytes(self) -> bytes:
-        return self._attention.plan_bytes()
+    def plan_bytes(self, window: int) -> bytes:
+        return self._attention.plan_bytes(window)

@@ -40,6 +40,9 @@ def call_run(
     v_scale: Scale,
     sm_scale: Scale,
     enable_pdl: bool,
+    window: int,
+    sinks: torch.Tensor | None,
+    natural_lse: bool,
 ) -> None:
     """What torch.compile traces."""
     torch.ops.onewave.run.default(
@@ -52,6 +55,9 @@ def call_run(
         *_split(v_scale),
         *_split(sm_scale),
         enable_pdl,
+        window,
+        sinks,
+        natural_lse,
     )
 
 
@@ -72,6 +78,9 @@ def _run(
     sm_scale: float | None,
     sm_scale_tensor: torch.Tensor | None,
     enable_pdl: bool,
+    window: int,
+    sinks: torch.Tensor | None,
+    natural_lse: bool,
 ) -> None:
     planned = _attentions.get(attention)
     if planned is None:
@@ -88,6 +97,9 @@ def _run(
         sm_scale if sm_scale_tensor is None else sm_scale_tensor,
         return_lse=lse is not None,
         enable_pdl=enable_pdl,
+        window=window,
+        sinks=sinks,
+        natural_lse=natural_lse,
     )
 
 
@@ -104,6 +116,9 @@ def _fake_run(
     sm_scale: float | None,
     sm_scale_tensor: torch.Tensor | None,
     enable_pdl: bool,
+    window: int,
+    sinks: torch.Tensor | None,
+    natural_lse: bool,
 ) -> None:
     """Makes nothing. A compiled graph runs without grad mode, so gradients are refused while it is traced."""
     check_no_grad(
@@ -114,6 +129,7 @@ def _fake_run(
         k_scale=k_scale_tensor,
         v_scale=v_scale_tensor,
         sm_scale=sm_scale_tensor,
+        sinks=sinks,
     )
 
 
@@ -122,7 +138,7 @@ torch.library.define(
     "onewave::run",
     "(SymInt attention, Tensor q, Tensor[] kv_cache, Tensor(a!) out, Tensor(b!)? lse, float? k_scale, "
     "Tensor? k_scale_tensor, float? v_scale, Tensor? v_scale_tensor, float? sm_scale, Tensor? sm_scale_tensor, "
-    "bool enable_pdl) -> ()",
+    "bool enable_pdl, int window, Tensor? sinks, bool natural_lse) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.impl("onewave::run", "default", _run)

@@ -260,6 +260,14 @@ class TensorChecker:
         v_factor, v_address = self.check_scale("v_scale", v_scale)
         return sm_factor, k_factor, v_factor, sm_address, k_address, v_address
 
+    def check_sinks(self, sinks: torch.Tensor) -> torch.Tensor:
+        """float32 [num_qo_heads], contiguous."""
+        check_tensor("sinks", sinks, dtype=torch.float32, devices=self._devices, num_dims=1)
+        check_shape("sinks", sinks, (self.shape.num_qo_heads,), "num_qo_heads")
+        if not sinks.is_contiguous():
+            raise ValueError(f"sinks has strides {sinks.stride()}; it must be contiguous")
+        return sinks
+
     def _check_num_rows(self, name: str, tensor: torch.Tensor, num_rows: int) -> None:
         if tensor.shape[0] < num_rows:
             raise ValueError(f"{name} has {tensor.shape[0]} rows; it must have the plan's {num_rows} or more")

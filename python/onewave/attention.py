@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from onewave import _core
 from onewave._batch import Batch, make_batch
 from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
+from onewave._masks import make_masks
 from onewave._ops import Scale, call_run, make_handle
 from onewave._tensors import (
     CheckedTensors,
@@ -24,6 +26,7 @@ from onewave._tensors import (
 from onewave._validate import (
     ROW_ALIGNMENT,
     check_bool,
+    check_int,
     check_kv_layout,
     check_no_grad,
     check_positive_float,
@@ -38,19 +41,23 @@ class _Planned(NamedTuple):
     checker: TensorChecker
     total_qo_len: int
     max_page_id: int  # -1: not known
+    has_masks: bool  # beside causal
+    logits_soft_cap: float
 
 
 @dataclass
 class _Captured:
-    """What CUDA graphs have baked in: the most rows that run() was captured with, and the fewest pages. A replay of
-    one with fewer rows than its batch stops the kernel."""
+    """What CUDA graphs have baked in: the most rows that run() was captured with, the fewest pages, and whether all
+    took the kernel that looks at masks. A replay of one with fewer rows than its batch stops the kernel."""
 
     num_rows: int
     num_pages: int
+    sees_masks: bool
 
-    def include(self, num_rows: int, num_pages: int) -> None:
+    def include(self, num_rows: int, num_pages: int, sees_masks: bool) -> None:
         self.num_rows = max(self.num_rows, num_rows)
         self.num_pages = min(self.num_pages, num_pages)
+        self.sees_masks = self.sees_masks and sees_masks
 
 
 class BatchAttention:
@@ -73,6 +80,8 @@ class BatchAttention:
         max_kv_len: int = 1 << 20,
         num_ctas: int | None = None,
         split_policy: str = "balanced",
+        num_windows: int = 1,
+        max_mask_bytes: int = 1 << 20,
         calibration: str | os.PathLike[str] | None = None,
     ) -> None:
         """Host only: allocates and copies nothing.
@@ -91,6 +100,9 @@ class BatchAttention:
             it. Up to 32 packed rows (qo_len * num_qo_heads / num_kv_heads) are cut into up to 32, 16 or 8 chunks
             (for 8, 16 or 32 rows; fewer where max_batch_size * num_kv_heads is above 4096) of 1 MiB of K and V or
             more; more rows are never cut, so a few long requests of that kind leave SMs idle.
+        num_windows: sliding windows of a plan, each with a work list of its own: models whose layers differ in them.
+        max_mask_bytes: of a plan's custom masks. Packed, they take 16 bytes for each query and 128 keys of which it
+            sees some and not all, and 8 for each 128 queries (heads counted as queries) and 128 keys.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
@@ -101,7 +113,14 @@ class BatchAttention:
         self._kv_layout = kv_layout
         self._device = resolve_device(device)
         self._limits = make_limits(
-            self._device, max_batch_size, max_total_qo_len, max_kv_len, num_ctas, split_policy
+            self._device,
+            max_batch_size,
+            max_total_qo_len,
+            max_kv_len,
+            num_ctas,
+            split_policy,
+            num_windows,
+            max_mask_bytes,
         )
         if workspace is not None:
             check_workspace(workspace, self._device)
@@ -126,7 +145,7 @@ class BatchAttention:
         head_dim_qk: int,
         head_dim_vo: int,
         page_size: int,
-        causal: bool = False,
+        causal: bool | torch.Tensor = False,
         sm_scale: float | None = None,
         logits_soft_cap: float | None = None,
         q_data_type: torch.dtype = torch.bfloat16,
@@ -135,6 +154,10 @@ class BatchAttention:
         *,
         block_table: torch.Tensor | None = None,
         actual_kv_len_arr: torch.Tensor | None = None,
+        window_left: int | Sequence[int] = -1,
+        custom_mask: torch.Tensor | None = None,
+        packed_custom_mask: torch.Tensor | None = None,
+        mask_indptr: torch.Tensor | None = None,
     ) -> None:
         """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
 
@@ -152,12 +175,23 @@ class BatchAttention:
             has entries up to the bounds, which are not looked at above the lengths (on a CPU they are checked).
         head_dim_qk, head_dim_vo: columns of a row of q and k, and of v and out. On a GPU both 64, 96, 128, 192 or 256,
             or 192 and 128; on a CPU any multiples of 32 up to 256.
-        causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them.
+        causal: query i of a request sees its keys <= kv_len - qo_len + i; else all of them. A bool tensor [batch_size]
+            says it for each request.
+        window_left: query i sees its keys >= kv_len - qo_len + i - window_left only; -1: all. The keys before are not
+            read (but up to 127 of the first that is). A sequence of num_windows of them makes a plan of each, and
+            run(window=i) takes the i-th.
+        logits_soft_cap: c: a scaled score s becomes c * tanh(s / c); None or 0: it stays.
+        custom_mask: bool [sum of qo_len * kv_len], request by request [qo_len, kv_len]: which keys a query sees, in
+            place of causal. Runs of 128 keys that no query of a tile sees are not read.
+        packed_custom_mask: the same as uint8, a bit each, the low one first, each request from a byte of its own on.
+        mask_indptr: int64 [batch_size + 1], the bytes at which they begin, where some requests have no mask and so no
+            bytes; they go by causal.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
 
-        Cost: planning on the host and one copy to the GPU on the current stream; it waits only when four earlier
-        copies are still in flight. Upper bounds add one small launch. Length tensors on the GPU add three copies and one
+        Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when four earlier
+        copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are read
+        on the host, bit by bit, and copied there where they are not. Length tensors on the GPU add three copies and one
         synchronisation of the stream, a kv_indices on the host one copy and two allocations. The first plan of a shape
         allocates.
 
@@ -169,13 +203,11 @@ class BatchAttention:
             raise RuntimeError(
                 "plan() is inside torch.compile; it must run outside, and a graph takes the last plan"
             )
-        check_unsupported("logits_soft_cap", logits_soft_cap, (None, 0.0))
         check_unsupported("use_profiler", use_profiler, (False,))
         checker = self._checker_of(
             (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type)
         )
         shape = checker.shape
-        check_bool("causal", causal)
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
         self._check_capture(shape)
         batch = make_batch(
@@ -188,14 +220,27 @@ class BatchAttention:
             actual_kv_len_arr,
             shape.page_size,
         )
-        self._check_captured_sizes(batch)
+        masks = make_masks(
+            self._limits.num_windows,
+            causal,
+            logits_soft_cap,
+            window_left,
+            custom_mask,
+            packed_custom_mask,
+            mask_indptr,
+            batch.qo_indptr,
+            batch.kv_len_arr,
+        )
+        self._check_captured(batch, masks.are_any)
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
-        engine.plan(batch, causal, scale)
+        engine.plan(batch, masks, scale)
         self._engine = engine
         if not is_same_shape:
             self._checked = None
-        self._planned = _Planned(checker, batch.total_qo_len, batch.max_page_id)
+        self._planned = _Planned(
+            checker, batch.total_qo_len, batch.max_page_id, masks.are_any, masks.logits_soft_cap
+        )
 
     def update_kv_lens(self) -> None:
         """Reads the plan's actual_kv_len_arr once more: all runs after it have the lengths that stand there then.
@@ -229,6 +274,9 @@ class BatchAttention:
         sm_scale: float | torch.Tensor | None = None,
         return_lse: bool = True,
         enable_pdl: bool = False,
+        window: int = 0,
+        sinks: torch.Tensor | None = None,
+        natural_lse: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The attention of one layer, by the last plan. Returns (out, lse).
 
@@ -242,6 +290,11 @@ class BatchAttention:
             are read by the launch.
         sm_scale: in place of the plan's; likewise.
         return_lse: False: no lse is written, and None returned.
+        natural_lse: the lse is in base e.
+        window: which of the plan's windows.
+        sinks: float32 [num_qo_heads], a logit that each row of the head has beside its keys' scaled scores, and to
+            which no value belongs: it makes the output smaller, and is in the lse. A row without keys has this lse.
+        logits_soft_cap: 0.0: the plan's; another value must equal it.
         enable_pdl: programmatic dependent launch: the kernel may begin while the one before it on the stream still
             runs, and waits for its end before it reads q and kv_cache. No effect on a CPU.
 
@@ -256,13 +309,9 @@ class BatchAttention:
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
         before the first plan(), and in grad mode for a tensor that requires grad: there is no backward.
         """
-        if (
-            type(logits_soft_cap) is not float
-            or logits_soft_cap != 0.0
-            or profiler_buffer is not None
-            or kv_cache_sf is not None
-        ):
-            check_unsupported("logits_soft_cap", logits_soft_cap, (0.0, None))
+        if logits_soft_cap is not None and logits_soft_cap != 0.0:
+            self._check_soft_cap(logits_soft_cap)
+        if profiler_buffer is not None or kv_cache_sf is not None:
             check_unsupported("profiler_buffer", profiler_buffer, (None,))
             check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
         check_bool("return_lse", return_lse)
@@ -270,10 +319,46 @@ class BatchAttention:
             raise ValueError("lse is given; it must be None with return_lse=False")
         if not torch.compiler.is_compiling():
             # Without the operator, whose dispatch each layer would pay for.
-            return self._run(q, kv_cache, out, lse, k_scale, v_scale, sm_scale, return_lse, enable_pdl)
+            return self._run(
+                q,
+                kv_cache,
+                out,
+                lse,
+                k_scale,
+                v_scale,
+                sm_scale,
+                return_lse,
+                enable_pdl,
+                window,
+                sinks,
+                natural_lse,
+            )
         out, lse = _allocate(q, kv_cache, out, lse, return_lse)
-        call_run(self._handle, q, kv_cache, out, lse, k_scale, v_scale, sm_scale, enable_pdl)
+        call_run(
+            self._handle,
+            q,
+            kv_cache,
+            out,
+            lse,
+            k_scale,
+            v_scale,
+            sm_scale,
+            enable_pdl,
+            window,
+            sinks,
+            natural_lse,
+        )
         return out, lse
+
+    def _check_soft_cap(self, logits_soft_cap: float) -> None:
+        """Never a result of another cap than the caller thinks."""
+        if self._planned is None:
+            raise RuntimeError("run() needs a plan; call plan() first")
+        planned = self._planned.logits_soft_cap
+        if check_positive_float("logits_soft_cap", logits_soft_cap) != planned:
+            raise ValueError(
+                f"logits_soft_cap is {logits_soft_cap}; it must be 0.0 or equal the plan's, {planned}"
+            )
 
     def _run(
         self,
@@ -286,6 +371,9 @@ class BatchAttention:
         sm_scale: Scale,
         return_lse: bool,
         enable_pdl: bool,
+        window: int = 0,
+        sinks: torch.Tensor | None = None,
+        natural_lse: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """run(), also where it was compiled: all that needs the plan or the tensors' memory."""
         planned, checked = self._planned, self._checked
@@ -314,6 +402,9 @@ class BatchAttention:
         scales = None
         if sm_scale is not None or k_scale is not None or v_scale is not None:
             scales = planned.checker.check_scales(sm_scale, k_scale, v_scale)
+        options = None
+        if window != 0 or sinks is not None or natural_lse is not False:
+            options = self._check_options(planned, window, sinks, natural_lse)
         # No check comes after it.
         if out is None or lse is None:
             out, lse = _allocate(q, kv_cache, out, lse, return_lse)
@@ -321,11 +412,23 @@ class BatchAttention:
         args = checked.args.at(q_address, k_address, v_address, out.data_ptr(), lse_address)
         if scales is not None:
             args.set_scales(*scales)
-        self._engine.run(args, enable_pdl)
+        if options is not None:
+            args.set_options(*options)
+        self._engine.run(args, window, enable_pdl)
         if self._is_capturing():
-            self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
-            self._captured.include(checked.num_rows, checked.num_pages)
+            baked = checked.num_rows, checked.num_pages, planned.has_masks or sinks is not None
+            self._captured = self._captured or _Captured(*baked)
+            self._captured.include(*baked)
         return out, lse
+
+    def _check_options(
+        self, planned: _Planned, window: int, sinks: torch.Tensor | None, natural_lse: bool
+    ) -> tuple[int, bool, int]:
+        """In the order of RunArgs.set_options()."""
+        check_int("window", window, 0, self._limits.num_windows - 1)
+        check_bool("natural_lse", natural_lse)
+        address = 0 if sinks is None else planned.checker.check_sinks(sinks).data_ptr()
+        return address, natural_lse, window
 
     def _check_tensors(
         self,
@@ -346,11 +449,11 @@ class BatchAttention:
         """Does nothing: FlashInfer compiles a second kernel for caches whose k and v differ in strides, and this
         loads it before a capture. Here one kernel takes all strides and plan() has loaded it."""
 
-    def plan_bytes(self) -> bytes:
-        """A copy of the last plan, for onewave.plan_format. Host only."""
+    def plan_bytes(self, window: int = 0) -> bytes:
+        """A copy of the last plan, that of a window, for onewave.plan_format. Host only."""
         if self._engine is None:
             raise RuntimeError("plan_bytes() needs a plan; call plan() first")
-        return self._engine.plan_bytes()
+        return self._engine.plan_bytes(check_int("window", window, 0, self._limits.num_windows - 1))
 
     def _checker_of(self, arguments: ShapeArguments) -> TensorChecker:
         """That of the last call where the arguments are the same, as they are from step to step."""
@@ -379,10 +482,15 @@ class BatchAttention:
             f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
         )
 
-    def _check_captured_sizes(self, batch: Batch) -> None:
-        """A replay takes as many rows as the plan says, of tensors of the capture's size."""
+    def _check_captured(self, batch: Batch, has_masks: bool) -> None:
+        """A replay takes as many rows as the plan says, of tensors of the capture's size, and its kernel."""
         if self._captured is None:
             return
+        if has_masks and not self._captured.sees_masks:
+            raise RuntimeError(
+                "the plan has a window, a soft cap or a custom mask; it must have none, because run() was captured in a "
+                "CUDA graph by a plan without, whose kernel would not see them"
+            )
         if batch.total_qo_len > self._captured.num_rows:
             raise ValueError(
                 f"qo_indptr ends at {batch.total_qo_len} query tokens; it must be at most {self._captured.num_rows}, the "

@@ -56,6 +56,8 @@ def make_limits(
     max_kv_len: int,
     num_ctas: int | None,
     split_policy: str = "balanced",
+    num_windows: int = 1,
+    max_mask_bytes: int = 0,
 ) -> _core.PlanLimits:
     """`num_ctas` None: one for each SM of the device, 132 for a CPU."""
     if split_policy not in SPLIT_POLICIES:
@@ -70,6 +72,8 @@ def make_limits(
         check_int("max_kv_len", max_kv_len, 1, MAX_KV_LEN),
         wanted if num_ctas is None else check_int("num_ctas", num_ctas, 1, available),
         SPLIT_POLICIES[split_policy],
+        check_int("num_windows", num_windows, 1),
+        check_int("max_mask_bytes", max_mask_bytes, 0),
     )
 
 
@@ -80,6 +84,8 @@ def workspace_size(
     max_kv_len: int = 1 << 20,
     num_ctas: int | None = None,
     split_policy: str = "balanced",
+    num_windows: int = 1,
+    max_mask_bytes: int = 1 << 20,
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -95,7 +101,16 @@ def workspace_size(
     DeviceError where the SMs of a device that cannot be used are asked for.
     """
     where = resolve_device(device) if num_ctas is None else torch.device("cpu")
-    limits = make_limits(where, max_batch_size, max_total_qo_len, max_kv_len, num_ctas, split_policy)
+    limits = make_limits(
+        where,
+        max_batch_size,
+        max_total_qo_len,
+        max_kv_len,
+        num_ctas,
+        split_policy,
+        num_windows,
+        max_mask_bytes,
+    )
     check_dtype("dtype", dtype)
     shape = _core.AttentionShape(
         check_int("num_qo_heads", num_qo_heads, 1),

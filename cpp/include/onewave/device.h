@@ -26,6 +26,7 @@ struct KernelInfo {
   int32_t head_dim_qk;
   int32_t head_dim_vo;
   Loader loader;
+  bool is_masked;    ///< looks at windows, soft caps, sinks and custom masks
   size_t num_bytes;  ///< of the cubin
 };
 
@@ -35,7 +36,7 @@ std::vector<KernelInfo> list_kernels();
 /// Plans and launches on one device; a stream is a CUstream. One thread at a time, and not always the same
 /// one; other objects are independent, those on this device too.
 ///
-/// The constructor loads the cubin for `shape` and needs the device's primary context (it retains it). The
+/// The constructor loads the cubins for `shape` and needs the device's primary context (it retains it). The
 /// destructor waits for uploads in flight. Neither they nor plan() disturb a capture of another stream.
 class DeviceAttention {
  public:
@@ -51,7 +52,11 @@ class DeviceAttention {
   /// itself fails, what the device has is not known, and there is no plan until one succeeds.
   ///
   /// With batch.actual_kv_len_arr, a device address in use until the next plan, update_kv_lens() follows.
-  const PlanHeader* plan(const BatchSpec& batch, void* stream);
+  ///
+  /// `window_lefts`: limits.num_windows of them, in place of batch.masks.window_left; a plan is made for each,
+  /// and RunArgs::window says which a run takes. Null: that of the batch, where num_windows is 1. Returns the
+  /// first.
+  const PlanHeader* plan(const BatchSpec& batch, void* stream, const int32_t* window_lefts = nullptr);
 
   /// Reads the last plan's actual_kv_len_arr, for all runs until the next call or plan: one small launch on
   /// `stream`, which does nothing where the plan has none. Safe in a stream capture; a replay reads the array
@@ -60,11 +65,12 @@ class DeviceAttention {
 
   /// The last plan, in the pinned buffer it was written to, with the lengths as planned: valid until the next
   /// plan. Null before the first, and after an upload that failed.
-  const PlanHeader* last_plan() const;
+  const PlanHeader* last_plan(int32_t window = 0) const;
 
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the
   /// arguments in: they are then checked for every later plan within the limits, also where the last one
-  /// reads none of them. Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of q
+  /// reads none of them. A run without sinks by a plan without masks (PlanHeader::is_masked) takes a kernel that
+  /// looks at neither, which a capture bakes in too: a replay of it must not meet a plan with masks. Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of q
   /// and out are int32; those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0;
   /// for Loader::kGather k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken
   /// and may be anything; q and out have max_total_qo_len tokens in this respect.

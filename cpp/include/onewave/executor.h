@@ -19,7 +19,7 @@ struct RunArgs {
   int64_t out_token_stride;
   int64_t out_head_stride;
   int64_t num_rows;  ///< that q, out and lse have: the plan's total_qo_len or more
-  float* lse;        ///< [total_qo_len, num_qo_heads], base 2, contiguous; may be null
+  float* lse;        ///< [total_qo_len, num_qo_heads], contiguous; may be null
   /// Of all scores, in place of the plan's: finite and > 0; 0: the plan's.
   float sm_scale = 0;
   /// Of all scores: finite and > 0, since maxima are taken before it is applied.
@@ -31,6 +31,11 @@ struct RunArgs {
   const float* sm_scale_ptr = nullptr;
   const float* k_scale_ptr = nullptr;
   const float* v_scale_ptr = nullptr;
+  /// [num_qo_heads], or null: an attention sink, a logit that every row of a head has beside its keys' scaled
+  /// scores, and that no value belongs to. The lse has it too.
+  const float* sinks = nullptr;
+  bool natural_lse = false;  ///< lse in base e, not 2
+  int32_t window = 0;        ///< of a DeviceAttention's plans, by the order of the windows
 };
 
 /// Gives the items of a plan on the host the keys that its requests have by now, in

@@ -5,7 +5,8 @@
 /// from it (onewave.plan_format).
 ///
 ///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
-///   | ItemBounds[num_items], where the lengths are upper bounds | uint32 counters[num_split_tiles + 1]
+///   | ItemBounds[num_items], where the lengths are upper bounds | MaskTile[], MaskRow[], of custom masks
+///   | uint32 counters[num_split_tiles + 1]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -24,7 +25,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 7;
+inline constexpr uint32_t kPlanVersion = 8;
 
 /// Keys of one kv head per step, in which keys are counted and cut. A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -78,7 +79,12 @@ struct PlanHeader {
   uint16_t head_dim_qk;
   uint16_t head_dim_vo;
   int32_t page_size;
-  float sm_scale_log2;  ///< sm_scale * log2(e): scores are exponents of two
+  float sm_scale_log2;    ///< sm_scale * log2(e): scores are exponents of two
+  float logits_soft_cap;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
+  uint32_t mask_tiles_offset;
+  uint32_t mask_rows_offset;
+  uint32_t is_masked;  ///< not 0: there are windows, a soft cap or custom masks, which only the masked kernels
+                       ///< look at
 };
 
 /// What one CTA does: its narrow items [narrow_begin, narrow_end), then wide ones, until there are no more:
@@ -95,7 +101,13 @@ struct CtaRecord {
                        ///< it to
 };
 
+inline constexpr int32_t kNoWindow = INT32_MIN;
+inline constexpr int32_t kNoMask = -1;
+
 /// One tile of packed rows against one range of keys, for each kv head of a range.
+///
+/// A tile with a custom mask counts its keys by MaskTiles: key k of a range is key k % kTileKv of the tile of
+/// keys in MaskTile mask_begin + k / kTileKv. Those that no row sees are left out.
 ///
 /// heads_per_step kv heads are done together (1, or as cpp/head_groups.h has it; 1 where the item is wide or
 /// is planned without keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie
@@ -106,6 +118,8 @@ struct WorkItem {
   int32_t row_begin;      ///< first packed row of the tile
   int32_t num_rows;
   int32_t causal_shift;  ///< row r sees the keys < min(kv_end, causal_shift + r / group_size + 1)
+  int32_t window_shift;  ///< and the keys >= window_shift + r / group_size; kNoWindow: all
+  int32_t mask_begin;    ///< index of the tile's first MaskTile; kNoMask: it has none
   int32_t kv_begin;      ///< a multiple of kTileKv / heads_per_step
   int32_t kv_end;        ///< == kv_begin: nothing to see; the output is 0 and the lse -inf
   int32_t page_begin;    ///< index in kv_indices of the request's first page
@@ -141,15 +155,30 @@ struct SplitTile {
 /// each time.
 struct ItemBounds {
   int32_t causal_shift;
+  int32_t window_shift;
+  int32_t kv_begin;
   int32_t kv_end;
   int32_t kv_len;  ///< keys of the request: its upper bound
 };
 
-/// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
-inline constexpr uint32_t kCtasOffset = 112;
+/// kTileKv keys that some row of a tile with a custom mask sees.
+struct MaskTile {
+  int32_t tile;       ///< of the request's keys: the first is tile * kTileKv
+  int32_t first_row;  ///< index of the MaskRow of the tile's first query token, then one for each; -1: all rows see
+                      ///< all keys
+};
 
-static_assert(sizeof(PlanHeader) == 112 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 52 && sizeof(SplitTile) == 32 && sizeof(ItemBounds) == 12);
+/// Which keys of a tile a query token sees: key k if bit k % 32 of word k / 32 is set.
+struct MaskRow {
+  uint32_t words[kTileKv / 32];
+};
+
+/// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
+inline constexpr uint32_t kCtasOffset = 128;
+
+static_assert(sizeof(PlanHeader) == 128 && sizeof(CtaRecord) == 16);
+static_assert(sizeof(WorkItem) == 60 && sizeof(SplitTile) == 32 && sizeof(ItemBounds) == 20);
+static_assert(sizeof(MaskTile) == 8 && sizeof(MaskRow) == 16);
 
 /// First bytes of every section are multiples of this.
 inline constexpr uint32_t kPlanAlignment = 16;
@@ -160,13 +189,21 @@ ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
 }
 
 /// Gives an item the keys that its request has: `actual_kv_len` of them, but at least 0, and at most as many
-/// as were planned. Its range may end sooner then, or have no keys, and the mask moves with the last key.
+/// as were planned. Its range may end sooner then, or have no keys, and the mask moves with the last key. With
+/// a window so does the range, in whole tiles: the planner has given it one more at its start.
 ONEWAVE_HOST_DEVICE inline void set_kv_len(WorkItem& item, const ItemBounds& bounds, int32_t actual_kv_len) {
   int32_t kv_len = actual_kv_len < bounds.kv_len ? actual_kv_len : bounds.kv_len;
   if (kv_len < 0) kv_len = 0;
-  const int32_t kv_end = kv_len < bounds.kv_end ? kv_len : bounds.kv_end;
-  item.kv_end = kv_end > item.kv_begin ? kv_end : item.kv_begin;
-  item.causal_shift = bounds.causal_shift - (bounds.kv_len - kv_len);
+  const int32_t num_missing = bounds.kv_len - kv_len;
+  const bool has_window = bounds.window_shift != kNoWindow;
+  const int32_t moved = has_window ? num_missing / kTileKv * kTileKv : 0;
+  const int32_t kv_begin = bounds.kv_begin - moved;
+  const int32_t kv_end = bounds.kv_end - moved;
+  item.kv_begin = kv_begin > 0 ? kv_begin : 0;
+  item.kv_end = kv_len < kv_end ? kv_len : kv_end;
+  if (item.kv_end < item.kv_begin) item.kv_end = item.kv_begin;
+  item.causal_shift = bounds.causal_shift - num_missing;
+  item.window_shift = has_window ? bounds.window_shift - num_missing : kNoWindow;
 }
 
 /// The records of the section at `offset` bytes.

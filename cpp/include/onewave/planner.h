@@ -22,6 +22,22 @@ struct PlanLimits {
   int32_t max_kv_len;        ///< tokens, of one request
   int32_t num_ctas;          ///< 1 .. kMaxNumCtas
   SplitPolicy split_policy = SplitPolicy::kBalanced;
+  int32_t num_windows = 1;     ///< plans that one object holds at a time, one for each window
+  int32_t max_mask_bytes = 0;  ///< of the custom masks in a plan, as MaskTiles and MaskRows
+};
+
+/// What a query sees, beside what BatchSpec::causal says, and what becomes of its scores. The query at position
+/// p, which for token i of a request is kv_len - qo_len + i, sees its keys >= p - window_left.
+struct MaskSpec {
+  int32_t window_left = -1;   ///< negative: no window
+  float logits_soft_cap = 0;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
+  /// [batch_size], not 0: causal, in place of BatchSpec::causal for this request. May be null.
+  const uint8_t* causal_arr = nullptr;
+  /// Bits, the low one of a byte first: bit i * kv_len + j, from byte mask_indptr[request] on, says whether
+  /// token i sees key j. Nothing else does then, but the window. A request whose range of bytes is empty has no
+  /// such mask. Both may be null.
+  const uint8_t* custom_mask = nullptr;
+  const int64_t* mask_indptr = nullptr;  ///< [batch_size + 1], bytes
 };
 
 /// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
@@ -40,11 +56,12 @@ struct BatchSpec {
   /// [batch_size] tokens that update_kv_lens() reads, an address of the side that runs; kv_len_arr are upper
   /// bounds then, which what is above them counts as. Null: kv_len_arr are the lengths.
   const int32_t* actual_kv_len_arr = nullptr;
+  MaskSpec masks{};
 };
 
-/// Where things lie in the device workspace. The plan is at its start.
+/// Where things lie in the device workspace. The plans are at its start, one for each window.
 struct WorkspaceLayout {
-  size_t plan_bytes;  ///< capacity for the largest plan within the limits
+  size_t plan_bytes;  ///< capacity for the largest plan within the limits: from one plan to the next
   size_t partial_lse_offset;
   size_t partial_out_offset;
   size_t total_bytes;

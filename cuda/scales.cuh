@@ -1,0 +1,61 @@
+#pragma once
+
+/// What a launch multiplies with, and what its rows come to, soft caps and sinks included.
+
+#include "config.cuh"
+#include "softmax.cuh"
+
+#include <onewave/plan_format.h>
+
+namespace onewave {
+
+inline constexpr float kLog2E = 1.44269504f;
+
+/// What the sum and the maximum of a whole row come to. `sink`: a logit beside those of the keys, in base 2;
+/// -inf: none, as always in the kernels without masks.
+struct RowEnd {
+  float lse;        ///< in base 2; -inf where there is nothing
+  float out_scale;  ///< the factor that normalises the row's output; 0 where it saw no key
+
+  __device__ __forceinline__ RowEnd(float m, float l, float sink, float scale_log2, float v_scale)
+      : lse(row_lse(m, l, scale_log2)), out_scale(row_out_scale(l, v_scale)) {
+    if (!kMasked || sink == -INFINITY) return;
+    const float keys_lse = lse;
+    const float reference = fmaxf(keys_lse, sink);
+    lse = reference + ptx::lg2(ptx::ex2(keys_lse - reference) + ptx::ex2(sink - reference));
+    out_scale *= ptx::ex2(keys_lse - lse);
+  }
+};
+
+/// tanh(s / cap) of a product s: 1 - 2 / (1 + e^2x). tanh.approx is one instruction for these two, and its error,
+/// 2^-11 of a score of 25, would be 1 % of a weight.
+__device__ __forceinline__ float cap_score(float score, float cap_log2) {
+  return fmaf(-2.f, ptx::rcp(1.f + ptx::ex2(score * cap_log2)), 1.f);
+}
+
+/// The factors of one launch.
+struct Scales {
+  float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the cap * log2(e)
+  float v;
+  float cap_log2 = 0.f;  ///< as cap_score() takes it; 0: there is no soft cap
+
+  __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header)
+      : score_log2((params.sm_scale_log2 > 0 ? params.sm_scale_log2 : header->sm_scale_log2) *
+                   value_or_1(params.sm_scale_ptr) * params.k_scale * value_or_1(params.k_scale_ptr)),
+        v(params.v_scale * value_or_1(params.v_scale_ptr)) {
+    if constexpr (kMasked) {
+      const float cap = header->logits_soft_cap;
+      if (cap > 0) {
+        cap_log2 = 2.f / cap * score_log2;
+        score_log2 = cap * kLog2E;
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static float value_or_1(const float* pointer) {
+    return pointer ? *pointer : 1.f;
+  }
+};
+
+}  // namespace onewave
