@@ -115,8 +115,7 @@ void set_keys(const BatchSpec& batch, int32_t token_end, PlanMasks& masks, WorkI
   tile.kv_end = static_cast<int32_t>(std::clamp<int64_t>(int64_t{tile.causal_shift} + token_end, 0, kv_len));
   if (batch.masks.window_left < 0) return;
   const int64_t window_shift = int64_t{kv_len} - qo_len - batch.masks.window_left;
-  // Far below what any row sees, and far from an overflow.
-  tile.window_shift = static_cast<int32_t>(std::max<int64_t>(window_shift, -2 * int64_t{kMaxKvLen}));
+  tile.window_shift = static_cast<int32_t>(std::max<int64_t>(window_shift, kNoWindow + 1));
   // One tile more where the range may move (set_kv_len()).
   const int64_t spare = batch.actual_kv_len_arr != nullptr ? kTileKv : 0;
   const auto first = std::clamp<int64_t>(window_shift + token_begin - spare, 0, tile.kv_end);

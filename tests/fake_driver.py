@@ -16,7 +16,7 @@ NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 # struct KernelParams of cuda/params.h, up to k_panel_map.
-PARAMS = struct.Struct("<Q5i4xQQ4iQQQQQQ3f4xQ3I4xQ3I4x16x128s")
+PARAMS = struct.Struct("<Q5i4xQQ4iQQQQQQ4fQQ3I4xQ3I4x8x128s")
 
 
 class FakeDriver:

@@ -18,6 +18,7 @@ TILE_KV = 128
 WIDE_TILE_Q = 128
 NARROW_TILE_Q = 32
 NARROW_STEP_ROWS = 64
+NO_WINDOW = -(1 << 30)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Batch:
     split_policy: _core.SplitPolicy = _core.SplitPolicy.BALANCED
     max_batch_size: int | None = None  # None: just its requests
     actual_kv_lens: np.ndarray | None = None  # int32; lengths are upper bounds then
+    window_left: int = -1
+    custom_masks: list[np.ndarray | None] | None = None  # bool [qo_len, kv_len] of each request
 
     @property
     def group_size(self) -> int:
@@ -60,7 +63,31 @@ class Batch:
             max(1, *(kv_len for kv_len, _ in self.requests), 1),
             self.num_ctas,
             self.split_policy,
+            1,
+            0 if self.custom_masks is None else 1 << 22,
         )
+
+    def packed_masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bits of all requests, and where each one's begin."""
+        masks = self.custom_masks or [None] * len(self.requests)
+        packed = [
+            np.packbits(np.zeros(0, bool) if mask is None else mask.ravel(), bitorder="little")
+            for mask in masks
+        ]
+        indptr = np.cumsum([0] + [len(part) for part in packed], dtype=np.int64)
+        return np.concatenate([*packed, np.zeros(1, np.uint8)]), indptr
+
+    def allowed(self, request: int) -> np.ndarray:
+        """[packed row, key] that the masks allow."""
+        kv_len, qo_len = self.requests[request]
+        position = kv_len - qo_len + np.arange(qo_len)[:, None]
+        keys = np.arange(kv_len)
+        custom = None if self.custom_masks is None else self.custom_masks[request]
+        seen = np.ones((qo_len, kv_len), dtype=bool) if not self.causal else keys <= position
+        seen = seen if custom is None or custom.size == 0 else custom
+        if self.window_left >= 0:
+            seen = seen & (keys >= position - self.window_left)
+        return np.repeat(seen, self.group_size, axis=0)
 
     def shape(self) -> _core.AttentionShape:
         return _core.AttentionShape(
@@ -74,6 +101,8 @@ class Batch:
 
     def plan_bytes(self) -> bytes:
         qo_indptr, kv_indptr, kv_len_arr = self.qo_indptr, self.kv_indptr, self.kv_len_arr
+        custom_mask, mask_indptr = self.packed_masks()
+        has_masks = self.custom_masks is not None
         return _core.plan_batch(
             self.limits(),
             self.shape(),
@@ -86,6 +115,9 @@ class Batch:
             0,
             self.costs(),
             actual_kv_len_arr=0 if self.actual_kv_lens is None else self.actual_kv_lens.ctypes.data,
+            window_left=self.window_left,
+            custom_mask=custom_mask.ctypes.data if has_masks else 0,
+            mask_indptr=mask_indptr.ctypes.data if has_masks else 0,
         )
 
     def costs(self) -> _core.CostModel:
@@ -163,11 +195,22 @@ def check_items(batch: Batch, plan: Plan) -> None:
     last_token = (row_end - 1) // batch.group_size
     visible = kv_lens - qo_lens + last_token + 1 if batch.causal else kv_lens
     tile_end = np.clip(visible, 0, kv_lens)
+    tile_begin = np.zeros_like(tile_end)
+    if batch.window_left >= 0:
+        spare = TILE_KV if batch.actual_kv_lens is not None else 0
+        first = kv_lens - qo_lens + items["row_begin"] // batch.group_size - batch.window_left - spare
+        tile_begin = np.clip(first, 0, tile_end) // TILE_KV * TILE_KV
+    has_custom = items["mask_begin"] >= 0
+    for i in np.flatnonzero(has_custom):  # keys by tiles that somebody sees
+        tile_end[i] = custom_keys(batch, items[i])
+        tile_begin[i] = 0
     of_narrow_request = num_rows <= NARROW_TILE_Q
     assert (is_narrow == (of_narrow_request | (tile_end == 0))).all()
     assert (items["num_rows"] <= np.where(of_narrow_request, NARROW_TILE_Q, WIDE_TILE_Q)).all()
     assert (items["kv_end"] <= tile_end).all(), "keys that no row of the tile sees"
+    assert (items["kv_begin"] >= tile_begin).all(), "keys before the window"
     is_split = items["split_tile"] >= 0
+    assert (items["kv_begin"] == tile_begin)[~is_split | (items["split_idx"] == 0)].all()
     inner_end = is_split & (items["kv_end"] < tile_end)
     assert (items["kv_end"][inner_end] % (TILE_KV // heads[inner_end]) == 0).all()
     assert (heads[~is_narrow | (tile_end == 0)] == 1).all()
@@ -191,7 +234,6 @@ def check_splits(plan: Plan, split_policy: _core.SplitPolicy) -> None:
         pieces = pieces[np.argsort(pieces["split_idx"])]
         assert pieces["split_idx"].tolist() == list(range(tile["num_splits"]))
         assert (pieces["kv_begin"] < pieces["kv_end"]).all()
-        assert pieces["kv_begin"][0] == 0
         assert (pieces["kv_begin"][1:] == pieces["kv_end"][:-1]).all()
         places = np.flatnonzero(plan.items["split_tile"] == index)
         is_of_one_cta = split_policy is _core.SplitPolicy.FIXED and len(set(cta_of_item[places])) == 1
@@ -257,23 +299,44 @@ def check_area(batch: Batch, plan: Plan, request: int) -> None:
     assert area == batch.num_kv_heads * int(((row_end - row_begin) * np.clip(visible, 0, kv_len)).sum())
 
 
+def custom_keys(batch: Batch, item: np.void) -> int:
+    """Keys of the tiles that some row of an item's tile of rows sees."""
+    kv_len, _ = batch.requests[item["request"]]
+    allowed = batch.allowed(item["request"])[item["row_begin"] : item["row_begin"] + item["num_rows"]]
+    sizes = [
+        min(TILE_KV, kv_len - key)
+        for key in range(0, kv_len, TILE_KV)
+        if allowed[:, key : key + TILE_KV].any()
+    ]
+    return (len(sizes) - 1) * TILE_KV + sizes[-1] if sizes else 0
+
+
+def item_keys(plan: Plan, item: np.void, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of an item, and [token, key] which of them the query tokens see."""
+    counted = np.arange(item["kv_begin"], item["kv_end"])
+    if item["mask_begin"] < 0:
+        last_key = (item["causal_shift"] + tokens)[:, None]
+        first_key = (item["window_shift"] + tokens)[:, None]
+        return counted, (counted <= last_key) & (counted >= first_key)
+    tiles = plan.mask_tiles[item["mask_begin"] + counted // TILE_KV]
+    bit = counted % TILE_KV
+    rows = tiles["first_row"] + (tokens - tokens[0])[:, None]
+    words = plan.mask_rows[np.where(tiles["first_row"] < 0, 0, rows), bit // 32] if len(plan.mask_rows) else 0
+    return tiles["tile"] * TILE_KV + bit, (tiles["first_row"] < 0) | ((words >> bit % 32) & 1).astype(bool)
+
+
 def check_request(batch: Batch, plan: Plan, request: int) -> None:
-    """Each (kv head, row, key) that the mask allows is seen exactly once, each row of out has one writer."""
+    """Each (kv head, row, key) that the masks allow is seen exactly once, each row of out has one writer."""
     kv_len, qo_len = batch.requests[request]
     rows = np.arange(qo_len * batch.group_size)
-    keys = np.arange(kv_len)
     seen = np.zeros((batch.num_kv_heads, len(rows), kv_len), dtype=np.uint8)
     writers = np.zeros((batch.num_kv_heads, len(rows)), dtype=np.uint8)
     for item in plan.items[plan.items["request"] == request]:
         heads = slice(item["kv_head_begin"], item["kv_head_end"])
         tile = slice(item["row_begin"], item["row_begin"] + item["num_rows"])
-        chunk = slice(item["kv_begin"], item["kv_end"])
-        last_key = item["causal_shift"] + rows[tile] // batch.group_size
-        seen[heads, tile, chunk] += keys[chunk] <= last_key[:, None]
+        keys, sees = item_keys(plan, item, rows[tile] // batch.group_size)
+        seen[heads, tile, keys] += sees
         is_writer = item["split_tile"] < 0 or item["split_idx"] == 0  # the merge, counted at its first piece
         writers[heads, tile] += is_writer
-    allowed = np.full(len(rows), kv_len)
-    if batch.causal:
-        allowed = kv_len - qo_len + rows // batch.group_size + 1
     assert (writers == 1).all()
-    assert (seen == (keys < allowed[:, None])).all()
+    assert (seen == batch.allowed(request)).all()

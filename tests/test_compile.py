@@ -259,7 +259,16 @@ def call_operator(attention: int, arguments: dict[str, Any]) -> None:
     kv_cache = [arguments["kv_cache"]]
     no_scales = [None] * 6
     torch.ops.onewave.run(
-        attention, arguments["q"], kv_cache, arguments["out"], arguments["lse"], *no_scales, False
+        attention,
+        arguments["q"],
+        kv_cache,
+        arguments["out"],
+        arguments["lse"],
+        *no_scales,
+        False,
+        0,
+        None,
+        False,
     )
 
 
@@ -308,12 +317,12 @@ def test_what_no_graph_can_have() -> None:
     unsupported = torch._dynamo.exc.Unsupported
     with pytest.raises(unsupported, match=r"update_kv_lens\(\) is inside torch.compile; it must run outside"):
         graph_of(update_and_run)(arguments["q"], arguments["kv_cache"])
-    with pytest.raises(unsupported, match="logits_soft_cap is 30.0; it is not supported in this version"):
+    with pytest.raises(unsupported, match="logits_soft_cap is 30.0; it must be 0.0"):
         graph_of(run)(arguments["q"], arguments["kv_cache"])
     with pytest.raises(unsupported, match=r"plan\(\) is inside torch.compile; it must run outside"):
         graph_of(plan_and_run)(arguments["q"], arguments["kv_cache"])
     # Without fullgraph it is not in the graph.
-    with pytest.raises(NotImplementedError, match="logits_soft_cap is 30.0"):
+    with pytest.raises(ValueError, match="logits_soft_cap is 30.0; it must be 0.0 or equal the plan"):
         torch.compile(run, backend="aot_eager")(arguments["q"], arguments["kv_cache"])
 
 
@@ -359,6 +368,9 @@ def test_operator_is_what_its_schema_says(changes: str, device: str) -> None:
             arguments["out"],
             None if changes == "no lse" else arguments["lse"],
             *((None, scale) * 3 if changes == "tensors" else (0.5, None) * 3),
+            False,
+            0,
+            torch.zeros(arguments["q"].shape[1], device=device) if changes == "tensors" else None,
             False,
         ),
     )

@@ -96,8 +96,8 @@ BAD_PLANS: dict[str, tuple[str, Any, str]] = {
     "float64 queries": ("q_data_type", torch.float64, "is torch.float64; it must be one of"),
     "another type of keys": ("kv_data_type", torch.float16, "is torch.float16; it must equal q_data_type"),
     "queries of a named type": ("q_data_type", "bfloat16", "is 'bfloat16'; it must be one of torch"),
-    "soft cap": ("logits_soft_cap", 30.0, "is 30.0; it is not supported in this version"),
-    "soft cap as a tensor": ("logits_soft_cap", torch.zeros(4), "is a Tensor; it is not supported"),
+    "soft cap": ("logits_soft_cap", -30.0, "is -30.0; it must be positive and finite"),
+    "soft cap as a tensor": ("logits_soft_cap", torch.zeros(4), "is a Tensor; it must be a float or None"),
     "profiler": ("use_profiler", True, "is True; it is not supported in this version"),
 }
 ERRORS = (TypeError, ValueError, NotImplementedError)
@@ -175,7 +175,7 @@ BAD_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         r"has shape \(4,\); it must have one element",
     ),
     "v_scale float64": ("v_scale", lambda _: torch.ones(1).double(), "has dtype torch.float64"),
-    "soft cap": ("logits_soft_cap", lambda _: 30.0, "is not supported in this version"),
+    "soft cap": ("logits_soft_cap", lambda _: 30.0, "is 30.0; it must be 0.0 or equal the plan's, 0.0"),
     "profiler": ("profiler_buffer", lambda _: torch.zeros(1), "is not supported in this version"),
     "scale factors": ("kv_cache_sf", lambda _: torch.zeros(1), "is not supported in this version"),
 }

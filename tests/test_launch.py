@@ -136,7 +136,7 @@ def check_captures_of_others_are_left_alone(path: Path) -> None:
 def check_code_is_loaded_before_any_launch(path: Path) -> None:
     fake = FakeDriver(path)
     Step()
-    assert fake.get("num_loads") == 2  # attention's, and what updates lengths
+    assert fake.get("num_loads") == 3  # attention's with masks and without, and what updates lengths
 
 
 def check_waiting_destructor_lets_threads_go_on(path: Path) -> None:
@@ -209,8 +209,8 @@ def check_run_is_one_launch(path: Path) -> None:
     assert params[6:13] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
     assert params[13] == step.workspace + step.layout.partial_out_offset
     assert params[14] == step.workspace + step.layout.partial_lse_offset
-    assert params[15:21] == (0, 0, 0x6000, 0.0, 2.0, 3.0)
-    assert params[21:29] == (0x2000, *pages, 0x3000, *pages)
+    assert params[15:23] == (0, 0, 0x6000, 0.0, 2.0, 3.0, 1.0, 0)
+    assert params[23:31] == (0x2000, *pages, 0x3000, *pages)
 
 
 def check_a_scale_in_place_of_the_plans(path: Path) -> None:

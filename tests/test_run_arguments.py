@@ -180,8 +180,8 @@ def check_hostile_arguments(path: Path) -> None:
         taken = {"num_pages": params[1], "q": params[6], "out": params[7]}
         taken |= dict(zip(STRIDES[:4], params[8:12], strict=True))
         if step is steps[1]:
-            taken |= {"k": params[21], "v": params[25]}
-            for name, chunks in zip(STRIDES[4:], (*params[22:25], *params[26:29]), strict=True):
+            taken |= {"k": params[23], "v": params[27]}
+            for name, chunks in zip(STRIDES[4:], (*params[24:27], *params[28:31]), strict=True):
                 taken[name] = 8 * chunks
         num_pages = changes.get("num_pages", NUM_PAGES)
         for name in taken.keys() & changes.keys():

@@ -54,7 +54,7 @@ def is_score(instruction: Instruction) -> bool:
 
 def head_dims(name: str) -> tuple[int, int]:
     """Of q and k, of v and out, by the kernel's name."""
-    qk, vo = re.fullmatch(r"\w+?_d(\d+)_(?:(\d+)_)?(?:tma|gather)", name).groups()  # type: ignore[union-attr]
+    qk, vo = re.fullmatch(r"\w+?_d(\d+)_(?:(\d+)_)?(?:tma|gather)(?:_masked)?", name).groups()  # type: ignore[union-attr]
     return int(qk), int(vo or qk)
 
 

@@ -61,7 +61,7 @@ def make_masks(
     elif not isinstance(causal, bool):
         raise TypeError(f"causal is {causal!r}; it must be a bool or a tensor of them")
     soft_cap = 0.0
-    if logits_soft_cap is not None and logits_soft_cap != 0:
+    if isinstance(logits_soft_cap, torch.Tensor) or logits_soft_cap not in (None, 0):
         soft_cap = check_positive_float("logits_soft_cap", logits_soft_cap, " or None")
     window_lefts = _check_windows(num_windows, window_left)
     if custom_mask is None and packed_custom_mask is None:

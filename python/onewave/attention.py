@@ -309,7 +309,7 @@ class BatchAttention:
         None. On a CPU it returns when the work is done. Raises ValueError or TypeError for arguments, RuntimeError
         before the first plan(), and in grad mode for a tensor that requires grad: there is no backward.
         """
-        if logits_soft_cap is not None and logits_soft_cap != 0.0:
+        if logits_soft_cap is not None and (type(logits_soft_cap) is not float or logits_soft_cap != 0.0):
             self._check_soft_cap(logits_soft_cap)
         if profiler_buffer is not None or kv_cache_sf is not None:
             check_unsupported("profiler_buffer", profiler_buffer, (None,))
@@ -352,6 +352,10 @@ class BatchAttention:
 
     def _check_soft_cap(self, logits_soft_cap: float) -> None:
         """Never a result of another cap than the caller thinks."""
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                f"logits_soft_cap is {logits_soft_cap}; it must be 0.0 inside torch.compile: a graph takes the last plan's"
+            )
         if self._planned is None:
             raise RuntimeError("run() needs a plan; call plan() first")
         planned = self._planned.logits_soft_cap

@@ -47,6 +47,8 @@ class Plan:
     items: np.ndarray
     split_tiles: np.ndarray
     item_bounds: np.ndarray  # empty where the lengths are no upper bounds
+    mask_tiles: np.ndarray  # of custom masks
+    mask_rows: np.ndarray  # [rows, 4] uint32
     counters: np.ndarray
 
     def __init__(self, data: bytes) -> None:
@@ -67,6 +69,15 @@ class Plan:
         self.item_bounds = section(dtypes["ItemBounds"], "item_bounds_offset", int(num_bounds))
         self.counters = section(
             numpy.dtype("<u4"), "counters_offset", 1 + int(self.header["num_split_tiles"])
+        )
+        # Their sizes are where the next section begins, to its alignment.
+        tiles_offset, rows_offset = (
+            int(self.header["mask_tiles_offset"]),
+            int(self.header["mask_rows_offset"]),
+        )
+        self.mask_tiles = self._bytes[tiles_offset:rows_offset].view(dtypes["MaskTile"])
+        self.mask_rows = (
+            self._bytes[rows_offset : int(self.header["counters_offset"])].view("<u4").reshape(-1, 4)
         )
 
     def to_bytes(self) -> bytes:

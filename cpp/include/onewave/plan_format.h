@@ -101,7 +101,8 @@ struct CtaRecord {
                        ///< it to
 };
 
-inline constexpr int32_t kNoWindow = INT32_MIN;
+/// Below the first key of every row, and a key's number can be taken from it.
+inline constexpr int32_t kNoWindow = -(1 << 30);
 inline constexpr int32_t kNoMask = -1;
 
 /// One tile of packed rows against one range of keys, for each kv head of a range.
