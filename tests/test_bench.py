@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -100,16 +101,35 @@ def test_workloads_are_sound() -> None:
         assert all(0 < request.qo_len <= request.kv_len for request in workload.requests), name
 
 
+@pytest.mark.parametrize("window_left", [-1, 0, 2])
 @pytest.mark.parametrize("causal", [True, False])
-def test_visible_pairs(causal: bool) -> None:
+def test_visible_pairs(causal: bool, window_left: int) -> None:
     for kv_len in range(6):
         for qo_len in range(6):
-            seen = sum(
-                not causal or key <= kv_len - qo_len + query
+            pairs = {
+                (query, key)
                 for query in range(qo_len)
                 for key in range(kv_len)
-            )
-            assert Request(kv_len, qo_len).num_pairs(causal) == seen, (kv_len, qo_len)
+                if (not causal or key <= kv_len - qo_len + query)
+                and (window_left < 0 or key >= kv_len - qo_len + query - window_left)
+            }
+            request = Request(kv_len, qo_len)
+            assert request.num_pairs(causal, window_left) == len(pairs), (kv_len, qo_len)
+            if 0 < qo_len <= kv_len:
+                assert request.num_keys(window_left) == len({key for _, key in pairs}), (kv_len, qo_len)
+
+
+@pytest.mark.parametrize(("window_left", "logits_soft_cap"), [(5, 0.0), (0, 0.0), (-1, 2.0), (20, 0.5)])
+def test_masks_against_the_reference(window_left: int, logits_soft_cap: float) -> None:
+    workload = replace(
+        tiny((21, 1), (300, 7), (40, 17)), window_left=window_left, logits_soft_cap=logits_soft_cap
+    )
+    tensors = make_tensors(workload, "cpu", seed=5, unused=math.nan)
+    ours = Onewave(tensors)
+    ours.plan()
+    ours.run()
+    expected, _ = reference_attention(tensors, torch.float32)
+    assert relative_error(ours.output(), expected) <= MAX_RELATIVE_ERROR
 
 
 def test_selection() -> None:

@@ -30,9 +30,14 @@ def reference_attention(tensors: BatchTensors, dtype: torch.dtype) -> tuple[torc
             for begin in range(rows.start, rows.stop, block):
                 queries = slice(begin, min(begin + block, rows.stop))
                 scores = tensors.q[queries, heads].to(dtype) @ keys.T / math.sqrt(workload.head_dim)
+                if workload.logits_soft_cap > 0:
+                    scores = scores.div_(workload.logits_soft_cap).tanh_().mul_(workload.logits_soft_cap)
+                position = kv_len - rows.stop + torch.arange(queries.start, queries.stop, device=k.device)
+                key = torch.arange(kv_len, device=k.device)
                 if workload.causal:
-                    last_key = kv_len - rows.stop + torch.arange(queries.start, queries.stop, device=k.device)
-                    is_hidden = torch.arange(kv_len, device=k.device) > last_key[:, None]
+                    scores.masked_fill_((key > position[:, None])[:, None], -math.inf)
+                if workload.window_left >= 0:
+                    is_hidden = key < position[:, None] - workload.window_left
                     scores.masked_fill_(is_hidden[:, None], -math.inf)
                 log_sum = torch.logsumexp(scores, -1, keepdim=True)
                 lse[queries, heads] = log_sum.squeeze(-1) / math.log(2)

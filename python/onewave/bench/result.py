@@ -97,6 +97,8 @@ class WorkloadResult:
             "head_dim": workload.head_dim,
             "page_size": workload.page_size,
             "causal": workload.causal,
+            "window_left": workload.window_left,
+            "logits_soft_cap": workload.logits_soft_cap,
             "dtype": str(workload.dtype).removeprefix("torch."),
             "num_ctas": workload.num_ctas,
             "num_graph_nodes": workload.num_graph_nodes,

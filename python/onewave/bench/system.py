@@ -64,6 +64,8 @@ class Onewave:
             workload.head_dim,
             workload.page_size,
             causal=workload.causal,
+            window_left=workload.window_left,
+            logits_soft_cap=workload.logits_soft_cap,
             q_data_type=workload.dtype,
             kv_data_type=workload.dtype,
         )

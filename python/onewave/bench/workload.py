@@ -16,12 +16,25 @@ class Request(NamedTuple):
     kv_len: int
     qo_len: int
 
-    def num_pairs(self, causal: bool) -> int:
+    def num_pairs(self, causal: bool, window_left: int = -1) -> int:
         """(query, key) pairs that the mask allows."""
+        if window_left >= 0:
+            positions = range(self.kv_len - self.qo_len, self.kv_len)
+            ends = (max(position + 1, 0) if causal else self.kv_len for position in positions)
+            return sum(
+                max(end - max(position - window_left, 0), 0)
+                for end, position in zip(ends, positions, strict=True)
+            )
         if not causal:
             return self.kv_len * self.qo_len
         num_queries = min(self.qo_len, self.kv_len)  # the others see no key
         return (2 * self.kv_len - num_queries + 1) * num_queries // 2
+
+    def num_keys(self, window_left: int = -1) -> int:
+        """Keys that some query sees."""
+        if window_left < 0:
+            return self.kv_len
+        return self.kv_len - max(self.kv_len - self.qo_len - window_left, 0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class Workload:
     head_dim: int = 128
     page_size: int = 16
     causal: bool = True
+    window_left: int = -1
+    logits_soft_cap: float = 0.0
     dtype: torch.dtype = torch.bfloat16
     # CTAs that onewave may use, None: one for each SM. Other systems have no such limit and are left out.
     num_ctas: int | None = None
@@ -53,15 +68,15 @@ class Workload:
 
     @property
     def num_bytes(self) -> int:
-        """q and out, and each K and V row of each request once."""
+        """q and out, and each K and V row that is seen once."""
         q_rows = self.total_qo_len * self.num_qo_heads
-        kv_rows = sum(request.kv_len for request in self.requests) * self.num_kv_heads
+        kv_rows = sum(request.num_keys(self.window_left) for request in self.requests) * self.num_kv_heads
         return 2 * (q_rows + kv_rows) * self.head_dim * self.dtype.itemsize
 
     @property
     def num_flop(self) -> int:
         """Of both matrix products, for the (query, key) pairs that the mask allows."""
-        pairs = sum(request.num_pairs(self.causal) for request in self.requests)
+        pairs = sum(request.num_pairs(self.causal, self.window_left) for request in self.requests)
         return 4 * pairs * self.num_qo_heads * self.head_dim
 
     def floor_us(self, ceilings: Ceilings) -> float:
@@ -93,6 +108,10 @@ class Workload:
         shown_batch = " + ".join(batch) if len(batch) <= 4 else self._describe_ragged()
         parts = [shown_batch, f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
         parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
+        if self.window_left >= 0:
+            parts.append(f"window {self.window_left}")
+        if self.logits_soft_cap > 0:
+            parts.append(f"soft cap {self.logits_soft_cap:g}")
         if self.num_ctas is not None:
             parts.append(f"{self.num_ctas} CTAs")
         if self.num_graph_nodes > 0:

@@ -75,6 +75,14 @@ _PREFILL = [
         tuple(Request(length, length) for length in lognormal_lens(0, 24, 1500, 1.2, 16, 12000)),
         lens_seed=0,
     ),
+    Workload("prefill_1x8k_window1k", _uniform(1, 8192, 8192), window_left=1023),
+    Workload(
+        "prefill_1x8k_d256_cap50",
+        _uniform(1, 8192, 8192),
+        num_qo_heads=16,
+        head_dim=256,
+        logits_soft_cap=50.0,
+    ),
     # The chunk's own keys come after the cached ones.
     Workload("chunk_2k_on_32k", _uniform(1, 32768 + 2048, 2048)),
     Workload("full_2x4k", _uniform(2, 4096, 4096), causal=False),
@@ -97,6 +105,9 @@ _DECODE = [
         head_dim=256,
         page_size=1,
     ),
+    # A window of keys of a long request, and a request of as many.
+    Workload("decode_b128_32k_window1k", _uniform(128, 32768), window_left=1023),
+    Workload("decode_b128_1k", _uniform(128, 1024)),
     Workload("spec_b64_q4_4k", _uniform(64, 4096, 4)),
     Workload("spec_b64_q16_4k", _uniform(64, 4096, 16)),
     Workload("decode_mha_b32_4k", _uniform(32, 4096), num_kv_heads=32),

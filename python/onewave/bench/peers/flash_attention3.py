@@ -42,8 +42,8 @@ class FlashAttention3:
             "seqused_q": None,
             "leftpad_k": None,
             "is_causal": workload.causal,
-            "window_size_left": -1,
-            "window_size_right": -1,
+            "window_size_left": workload.window_left,
+            "window_size_right": 0 if workload.causal and workload.window_left >= 0 else -1,
             "num_splits": 0,  # its own heuristic
             "pack_gqa": None,
             "sm_margin": sm_margin,
@@ -57,7 +57,7 @@ class FlashAttention3:
             "qkv_dtype": workload.dtype,
             "page_size": workload.page_size,
             "max_seqlen_k_new": 0,
-            "has_softcap": False,
+            "has_softcap": workload.logits_soft_cap > 0,
         }
         self._run_args = common | {
             **dict.fromkeys(UNUSED),
@@ -67,7 +67,7 @@ class FlashAttention3:
             "out": self._out,
             "page_table": _block_table(tensors),
             "softmax_scale": 1 / math.sqrt(workload.head_dim),
-            "softcap": 0.0,
+            "softcap": workload.logits_soft_cap,
             "is_rotary_interleaved": True,
             "cp_world_size": 1,
             "cp_rank": 0,

@@ -18,7 +18,7 @@ class Batch:
 
     def __init__(self, tensors: BatchTensors) -> None:
         self._tensors = tensors
-        self._wrapper = _flashinfer().BatchAttention(kv_layout="NHD")
+        self._wrapper = _flashinfer(tensors).BatchAttention(kv_layout="NHD")
         self._qo_indptr = tensors.qo_indptr.to(tensors.device)
         self._kv_indptr = tensors.kv_indptr.to(tensors.device)
         self._kv_len_arr = tensors.kv_len_arr.to(tensors.device)
@@ -72,14 +72,14 @@ class _Wrapper:
 
 
 def _decode(tensors: BatchTensors) -> _Wrapper:
-    wrapper = _flashinfer().BatchDecodeWithPagedKVCacheWrapper(
+    wrapper = _flashinfer(tensors).BatchDecodeWithPagedKVCacheWrapper(
         _workspace("decode", tensors.device), kv_layout="NHD", use_tensor_cores=True
     )
     return _Wrapper(tensors, wrapper, tensors.kv_indptr, tensors.kv_indices, _last_page_len(tensors))
 
 
 def _prefill(tensors: BatchTensors) -> _Wrapper:
-    wrapper = _flashinfer().BatchPrefillWithPagedKVCacheWrapper(
+    wrapper = _flashinfer(tensors).BatchPrefillWithPagedKVCacheWrapper(
         _workspace("prefill", tensors.device), kv_layout="NHD", backend="fa3"
     )
     indices = (tensors.qo_indptr, tensors.kv_indptr, tensors.kv_indices, _last_page_len(tensors))
@@ -91,7 +91,9 @@ def systems() -> dict[str, Prepare]:
     return {"fi_batch": Batch, "fi_split": by_kind(_decode, _prefill)}
 
 
-def _flashinfer() -> Any:
+def _flashinfer(tensors: BatchTensors) -> Any:
+    if tensors.workload.window_left >= 0 or tensors.workload.logits_soft_cap > 0:
+        raise Unsupported("is measured without windows and soft caps")
     try:
         return importlib.import_module("flashinfer")
     except ImportError as error:
