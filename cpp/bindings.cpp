@@ -240,12 +240,12 @@ nb::dict plan_layout() {
       ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
       ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
       ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta));
-  layout["ItemBounds"] = record_layout(
-      sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift), ONEWAVE_FIELD(ItemBounds, window_shift),
-      ONEWAVE_FIELD(ItemBounds, kv_begin), ONEWAVE_FIELD(ItemBounds, kv_end),
-      ONEWAVE_FIELD(ItemBounds, kv_len));
-  layout["MaskTile"] = record_layout(sizeof(MaskTile), ONEWAVE_FIELD(MaskTile, tile),
-                                     ONEWAVE_FIELD(MaskTile, first_row));
+  layout["ItemBounds"] =
+      record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
+                    ONEWAVE_FIELD(ItemBounds, window_shift), ONEWAVE_FIELD(ItemBounds, kv_begin),
+                    ONEWAVE_FIELD(ItemBounds, kv_end), ONEWAVE_FIELD(ItemBounds, kv_len));
+  layout["MaskTile"] =
+      record_layout(sizeof(MaskTile), ONEWAVE_FIELD(MaskTile, tile), ONEWAVE_FIELD(MaskTile, first_row));
   return layout;
 }
 

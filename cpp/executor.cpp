@@ -84,8 +84,8 @@ class Execution {
     }
   }
 
-  /// The request's keys [begin, end), to where they are in their step: what lies behind the item's last key is
-  /// never read, it may be anything.
+  /// The request's keys [begin, end), to where they are in their step: what lies behind the item's last key
+  /// is never read, it may be anything.
   void load_keys(const WorkItem& item, int32_t kv_head, int32_t begin, int32_t end,
                  TileScratch& scratch) const {
     for (int32_t key = begin; key < end; ++key) {

@@ -236,10 +236,9 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
   const bool has_bounds = batch.actual_kv_len_arr != nullptr;
   const PlanMasks& masks = scratch.masks;
-  const PlanSections sections =
-      plan_sections(num_ctas, num_items, num_split_tiles, has_bounds,
-                    static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
-                    static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
+  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, has_bounds,
+                                              static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
+                                              static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
   // What lies between sections: equal batches have equal plans, to the byte.

@@ -42,8 +42,7 @@ void check_request(const BatchSpec& batch, const PlanLimits& limits, int32_t i) 
 
 void check_mask(const BatchSpec& batch, int32_t i) {
   const int64_t* indptr = batch.masks.mask_indptr;
-  const int64_t wanted =
-      mask_bytes(batch.qo_indptr[i + 1] - batch.qo_indptr[i], batch.kv_len_arr[i]);
+  const int64_t wanted = mask_bytes(batch.qo_indptr[i + 1] - batch.qo_indptr[i], batch.kv_len_arr[i]);
   const int64_t num_bytes = indptr[i + 1] - indptr[i];
   if (indptr[i] < 0 || (num_bytes != 0 && num_bytes != wanted)) {
     fail("mask_indptr gives request ", i, " ", num_bytes, " bytes from ", indptr[i],
@@ -57,7 +56,8 @@ void check_masks(const BatchSpec& batch, const PlanLimits& limits) {
     fail("logits_soft_cap is ", masks.logits_soft_cap, ", it must be positive and finite, or 0 for none");
   }
   if (masks.custom_mask == nullptr) return;
-  if (masks.mask_indptr == nullptr) fail("mask_indptr is null, it must be an array of ", batch.batch_size + 1);
+  if (masks.mask_indptr == nullptr)
+    fail("mask_indptr is null, it must be an array of ", batch.batch_size + 1);
   if (batch.actual_kv_len_arr != nullptr) {
     fail("custom_mask is given with actual_kv_len_arr; lengths must be exact with it");
   }
@@ -137,8 +137,8 @@ void check_mask_bytes(const PlanMasks& masks, const PlanLimits& limits) {
   // What their alignment may add counts as theirs.
   const size_t wanted = masks.tiles.empty() ? 0 : num_bytes + kPlanAlignment;
   if (wanted > static_cast<size_t>(limits.max_mask_bytes)) {
-    fail("custom_mask takes ", wanted, " bytes of the plan, it must be at most max_mask_bytes = ",
-         limits.max_mask_bytes);
+    fail("custom_mask takes ", wanted,
+         " bytes of the plan, it must be at most max_mask_bytes = ", limits.max_mask_bytes);
   }
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Custom masks, from the caller's bits to what a tile of packed rows needs of them: the tiles of keys that some
-/// of its rows see, and for those that not all rows see all of, which.
+/// Custom masks, from the caller's bits to what a tile of packed rows needs of them: the tiles of keys that
+/// some of its rows see, and for those that not all rows see all of, which.
 
 #include <onewave/plan_format.h>
 #include <onewave/planner.h>
@@ -22,8 +22,8 @@ inline int64_t mask_bytes(int32_t qo_len, int32_t kv_len) { return (int64_t{qo_l
 
 bool has_custom_mask(const BatchSpec& batch, int32_t request);
 
-/// Adds what the query tokens [token_begin, token_end) of a request with a custom mask see. Returns the keys of
-/// it, as WorkItem::kv_end counts them.
+/// Adds what the query tokens [token_begin, token_end) of a request with a custom mask see. Returns the keys
+/// of it, as WorkItem::kv_end counts them.
 int32_t add_mask_tiles(const BatchSpec& batch, int32_t request, int32_t token_begin, int32_t token_end,
                        PlanMasks& masks);
 

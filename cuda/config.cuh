@@ -22,8 +22,8 @@ inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
-/// Whether the kernel looks at windows and custom masks (WorkItem::window_shift, mask_begin), the plan's soft cap
-/// and the run's sinks. They would cost the others a few per cent.
+/// Whether the kernel looks at windows and custom masks (WorkItem::window_shift, mask_begin), the plan's soft
+/// cap and the run's sinks. They would cost the others a few per cent.
 inline constexpr bool kMasked = ONEWAVE_MASKED == 1;
 
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).

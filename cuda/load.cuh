@@ -11,8 +11,8 @@
 /// The gathering one wants to be told kIsInner and n again, and has load_kv(), which does both.
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
-/// left of the last page is the consumers' to mask. So do those before the window of the tile's first row, whose
-/// pages may be another request's by now.
+/// left of the last page is the consumers' to mask. So do those before the window of the tile's first row,
+/// whose pages may be another request's by now.
 
 #include "ptx/copy.cuh"
 #include "smem.cuh"
@@ -70,9 +70,8 @@ struct TmaLoader {
     // No such page: a box of zeros.
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
     const int counted = tile_begin + key_in_tile;
-    const bool is_seen =
-        kIsInner || (counted < keys.end &&
-                     (!kMasked || counted + (1 << box.tokens_shift) > first_in_window(params, item)));
+    const bool is_seen = kIsInner || (counted < keys.end && (!kMasked || counted + (1 << box.tokens_shift) >
+                                                                             first_in_window(params, item)));
     if (lane < kStageKv >> box.rows_shift() && is_seen)
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;

@@ -125,10 +125,10 @@ class KvTileStream {
 
  private:
   static constexpr int kKeysAhead = 2 * kStageKv;
-  /// Keys before a tile that is inside. A window may leave nearly three steps of an item's first keys unseen: its
-  /// first is at most half seen, before it the planner may have put one, and set_kv_len() moves by whole ones.
-  static constexpr int kInsideFrom =
-      kMasked ? 3 * kTileKv : Items::kKind == Kind::kWide ? kKeysAhead : 0;
+  /// Keys before a tile that is inside. A window may leave nearly three steps of an item's first keys unseen:
+  /// its first is at most half seen, before it the planner may have put one, and set_kv_len() moves by whole
+  /// ones.
+  static constexpr int kInsideFrom = kMasked ? 3 * kTileKv : Items::kKind == Kind::kWide ? kKeysAhead : 0;
 
   /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
   /// one to have time for it.

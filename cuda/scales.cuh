@@ -27,15 +27,16 @@ struct RowEnd {
   }
 };
 
-/// tanh(s / cap) of a product s: 1 - 2 / (1 + e^2x). tanh.approx is one instruction for these two, and its error,
-/// 2^-11 of a score of 25, would be 1 % of a weight.
+/// tanh(s / cap) of a product s: 1 - 2 / (1 + e^2x). tanh.approx is one instruction for these two, and its
+/// error, 2^-11 of a score of 25, would be 1 % of a weight.
 __device__ __forceinline__ float cap_score(float score, float cap_log2) {
   return fmaf(-2.f, ptx::rcp(1.f + ptx::ex2(score * cap_log2)), 1.f);
 }
 
 /// The factors of one launch.
 struct Scales {
-  float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the cap * log2(e)
+  float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the
+                     ///< cap * log2(e)
   float v;
   float cap_log2 = 0.f;  ///< as cap_score() takes it; 0: there is no soft cap
 

@@ -343,8 +343,7 @@ class WideConsumer {
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
       const RowEnd end(rows[r].m, rows[r].l, output.item_sink(0, row), scales_.score_log2, scales_.v);
-      if (thread_ % 4 == 0 && row < tile.item.num_rows)
-        output.store_lse(0, row, end.lse);
+      if (thread_ % 4 == 0 && row < tile.item.num_rows) output.store_lse(0, row, end.lse);
       out_scales[r] = end.out_scale;
     }
   }

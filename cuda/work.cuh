@@ -5,6 +5,8 @@
 #include "config.cuh"
 #include "ptx/copy.cuh"
 
+#include <type_traits>
+
 namespace onewave {
 
 inline constexpr int kGroupUnit = 1 << 16;
@@ -123,8 +125,57 @@ struct QueryRow {
   int head;
 };
 
+/// What the query tokens of an item see beside the causal mask. Tokens count from its first.
+class TokenMasks {
+ public:
+  __device__ __forceinline__ bool has_custom_mask() const { return mask_begin_ >= 0; }
+
+ protected:
+  /// `first_token`: of the request.
+  __device__ __forceinline__ void set_mask(const WorkItem& item, int first_token) {
+    window_begin_ = item.window_shift + first_token;
+    mask_begin_ = item.mask_begin;
+    last_row_ = item.num_rows - 1;
+  }
+
+  /// Of the item, whose tile may have more.
+  __device__ __forceinline__ int last_row() const { return last_row_; }
+
+  __device__ __forceinline__ int window_begin_of(int token) const { return window_begin_ + token; }
+
+  __device__ __forceinline__ const uint32_t* mask_words_of(const KernelParams& params, int token,
+                                                           int tile_begin) const {
+    if (!has_custom_mask()) return nullptr;
+    const int first_row = mask_tile(params, mask_begin_, tile_begin).first_row;
+    if (first_row < 0) return nullptr;
+    const auto* header = static_cast<const PlanHeader*>(params.plan);
+    return plan_section<MaskRow>(header, header->mask_rows_offset)[first_row + token].words +
+           tile_begin % kTileKv / 32;
+  }
+
+ private:
+  int window_begin_;  ///< of the first token
+  int mask_begin_;
+  int last_row_;
+};
+
+/// The same in kernels that look at none of it: it takes no room in a record, or ptxas orders their loops
+/// otherwise, which cost head_dim 64 up to 5 % (bench/NOTES.md).
+class NoTokenMasks {
+ public:
+  __device__ __forceinline__ bool has_custom_mask() const { return false; }
+
+ protected:
+  __device__ __forceinline__ void set_mask(const WorkItem&, int) {}
+  __device__ __forceinline__ int last_row() const { return 0; }
+  __device__ __forceinline__ int window_begin_of(int) const { return kNoWindow; }
+  __device__ __forceinline__ const uint32_t* mask_words_of(const KernelParams&, int, int) const {
+    return nullptr;
+  }
+};
+
 /// The packed rows of one item, by their index in its tile: one division here, none for a row.
-class PackedRows {
+class PackedRows : public std::conditional_t<kMasked, TokenMasks, NoTokenMasks> {
  public:
   PackedRows() = default;
 
@@ -135,11 +186,7 @@ class PackedRows {
     q_token_begin_ = item.q_token_begin + first_token;
     first_visible_ = item.causal_shift + first_token + 1;
     kv_end_ = item.kv_end;
-    if constexpr (kMasked) {
-      window_begin_ = item.window_shift + first_token;
-      mask_begin_ = item.mask_begin;
-      last_row_ = item.num_rows - 1;
-    }
+    set_mask(item, first_token);
   }
 
   __device__ __forceinline__ QueryRow query_row(int kv_head, int row) const {
@@ -152,25 +199,15 @@ class PackedRows {
     return min(kv_end_, first_visible_ + num_tokens(first_head_ + row));
   }
 
-  // Of the masked kernels.
-
   /// First key in the window of a row; where there is none, far below 0.
   __device__ __forceinline__ int visible_begin(int row) const {
-    return window_begin_ + num_tokens(first_head_ + row);
+    return window_begin_of(num_tokens(first_head_ + row));
   }
 
-  __device__ __forceinline__ bool has_custom_mask() const { return mask_begin_ >= 0; }
-
-  /// The words of a row's mask for the keys from `tile_begin` on; null: it sees all of them.
+  /// The words of a row's custom mask for the keys from `tile_begin` on; null: it sees all of them.
   __device__ __forceinline__ const uint32_t* mask_words(const KernelParams& params, int row,
                                                         int tile_begin) const {
-    if (!has_custom_mask()) return nullptr;
-    const int first_row = mask_tile(params, mask_begin_, tile_begin).first_row;
-    if (first_row < 0) return nullptr;
-    const int token = num_tokens(first_head_ + min(row, last_row_));
-    const auto* header = static_cast<const PlanHeader*>(params.plan);
-    return plan_section<MaskRow>(header, header->mask_rows_offset)[first_row + token].words +
-           tile_begin % kTileKv / 32;
+    return mask_words_of(params, num_tokens(first_head_ + min(row, last_row())), tile_begin);
   }
 
  private:
@@ -184,9 +221,6 @@ class PackedRows {
   int q_token_begin_;  ///< of row 0, a row of q
   int first_visible_;  ///< first key that row 0 does not see
   int kv_end_;
-  int window_begin_;  ///< of row 0
-  int mask_begin_;
-  int last_row_;
 };
 
 /// One kv head of an item, as the consumers read it from shared memory.

@@ -53,9 +53,9 @@ class DeviceAttention {
   ///
   /// With batch.actual_kv_len_arr, a device address in use until the next plan, update_kv_lens() follows.
   ///
-  /// `window_lefts`: limits.num_windows of them, in place of batch.masks.window_left; a plan is made for each,
-  /// and RunArgs::window says which a run takes. Null: that of the batch, where num_windows is 1. Returns the
-  /// first.
+  /// `window_lefts`: limits.num_windows of them, in place of batch.masks.window_left; a plan is made for
+  /// each, and RunArgs::window says which a run takes. Null: that of the batch, where num_windows is 1.
+  /// Returns the first.
   const PlanHeader* plan(const BatchSpec& batch, void* stream, const int32_t* window_lefts = nullptr);
 
   /// Reads the last plan's actual_kv_len_arr, for all runs until the next call or plan: one small launch on
@@ -69,11 +69,12 @@ class DeviceAttention {
 
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the
   /// arguments in: they are then checked for every later plan within the limits, also where the last one
-  /// reads none of them. A run without sinks by a plan without masks (PlanHeader::is_masked) takes a kernel that
-  /// looks at neither, which a capture bakes in too: a replay of it must not meet a plan with masks. Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of q
-  /// and out are int32; those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0;
-  /// for Loader::kGather k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken
-  /// and may be anything; q and out have max_total_qo_len tokens in this respect.
+  /// reads none of them. A run without sinks by a plan without masks (PlanHeader::is_masked) takes a kernel
+  /// that looks at neither, which a capture bakes in too: a replay of it must not meet a plan with masks.
+  /// Addresses and strides of q, k, v and out are multiples of 16 bytes; strides of q and out are int32;
+  /// those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0; for Loader::kGather
+  /// k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken and may be
+  /// anything; q and out have max_total_qo_len tokens in this respect.
   ///
   /// `enable_pdl`: the launch may begin while the kernel before it on the stream still runs (programmatic
   /// dependent launch), and waits for its end before it reads or writes anything but its own registers and

@@ -83,8 +83,8 @@ struct PlanHeader {
   float logits_soft_cap;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
   uint32_t mask_tiles_offset;
   uint32_t mask_rows_offset;
-  uint32_t is_masked;  ///< not 0: there are windows, a soft cap or custom masks, which only the masked kernels
-                       ///< look at
+  uint32_t is_masked;  ///< not 0: there are windows, a soft cap or custom masks, which only the masked
+                       ///< kernels look at
 };
 
 /// What one CTA does: its narrow items [narrow_begin, narrow_end), then wide ones, until there are no more:
@@ -165,8 +165,8 @@ struct ItemBounds {
 /// kTileKv keys that some row of a tile with a custom mask sees.
 struct MaskTile {
   int32_t tile;       ///< of the request's keys: the first is tile * kTileKv
-  int32_t first_row;  ///< index of the MaskRow of the tile's first query token, then one for each; -1: all rows see
-                      ///< all keys
+  int32_t first_row;  ///< index of the MaskRow of the tile's first query token, then one for each; -1: all
+                      ///< rows see all keys
 };
 
 /// Which keys of a tile a query token sees: key k if bit k % 32 of word k / 32 is set.
@@ -190,8 +190,8 @@ ONEWAVE_HOST_DEVICE inline int32_t narrow_rows_shift(int32_t num_rows) {
 }
 
 /// Gives an item the keys that its request has: `actual_kv_len` of them, but at least 0, and at most as many
-/// as were planned. Its range may end sooner then, or have no keys, and the mask moves with the last key. With
-/// a window so does the range, in whole tiles: the planner has given it one more at its start.
+/// as were planned. Its range may end sooner then, or have no keys, and the mask moves with the last key.
+/// With a window so does the range, in whole tiles: the planner has given it one more at its start.
 ONEWAVE_HOST_DEVICE inline void set_kv_len(WorkItem& item, const ItemBounds& bounds, int32_t actual_kv_len) {
   int32_t kv_len = actual_kv_len < bounds.kv_len ? actual_kv_len : bounds.kv_len;
   if (kv_len < 0) kv_len = 0;

@@ -26,16 +26,16 @@ struct PlanLimits {
   int32_t max_mask_bytes = 0;  ///< of the custom masks in a plan, as MaskTiles and MaskRows
 };
 
-/// What a query sees, beside what BatchSpec::causal says, and what becomes of its scores. The query at position
-/// p, which for token i of a request is kv_len - qo_len + i, sees its keys >= p - window_left.
+/// What a query sees, beside what BatchSpec::causal says, and what becomes of its scores. The query at
+/// position p, which for token i of a request is kv_len - qo_len + i, sees its keys >= p - window_left.
 struct MaskSpec {
   int32_t window_left = -1;   ///< negative: no window
   float logits_soft_cap = 0;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
   /// [batch_size], not 0: causal, in place of BatchSpec::causal for this request. May be null.
   const uint8_t* causal_arr = nullptr;
   /// Bits, the low one of a byte first: bit i * kv_len + j, from byte mask_indptr[request] on, says whether
-  /// token i sees key j. Nothing else does then, but the window. A request whose range of bytes is empty has no
-  /// such mask. Both may be null.
+  /// token i sees key j. Nothing else does then, but the window. A request whose range of bytes is empty has
+  /// no such mask. Both may be null.
   const uint8_t* custom_mask = nullptr;
   const int64_t* mask_indptr = nullptr;  ///< [batch_size + 1], bytes
 };
