@@ -281,7 +281,8 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .logits_soft_cap = batch.masks.logits_soft_cap,
       .mask_tiles_offset = static_cast<uint32_t>(sections.mask_tiles_offset),
       .mask_rows_offset = static_cast<uint32_t>(sections.mask_rows_offset),
-      .is_masked = batch.masks.window_left >= 0 || batch.masks.logits_soft_cap > 0 || !masks.tiles.empty(),
+      .is_masked = batch.masks.window_left >= 0 || batch.masks.logits_soft_cap > 0 ||
+                   batch.masks.custom_mask != nullptr,
   };
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));

@@ -171,7 +171,7 @@ def test_workspace(where: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("head_dim", {"head_dim_qk": 96, "head_dim_vo": 96}),
+        ("head_dim", {"head_dim_qk": 160, "head_dim_vo": 160}),
         ("q_data_type", {"q_data_type": torch.float32, "kv_data_type": torch.float32}),
     ],
 )

@@ -296,7 +296,7 @@ def test_parts_of_the_keys_are_all_of_them(num_parts: int, page_size: int) -> No
     batch = DenseBatch(lens, Heads(2, 4, 128), torch.bfloat16, 5)
     paged = batch.paged(page_size)
     v, s = states_of_parts(batch, paged, page_size, num_parts)
-    check_parts(batch.expected(causal=False), *onewave.merge_states(v, s))
+    check_parts(batch.expected(False), *onewave.merge_states(v, s))
 
 
 def check_parts(expected: Expected, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -367,7 +367,7 @@ def test_append_then_attention_in_one_graph() -> None:
         graph.replay()
         assert bool(out.isfinite().all()), f"step {step}: a key was not there"
     # The last step saw all keys.
-    expected = batch.expected(causal=True)
+    expected = batch.expected(True)
     check_lse(lse, expected.lse)
     assert (out.float() - expected.out).abs().max().item() <= 2 * expected.low_precision_error
     torch.testing.assert_close(cache, paged.kv_cache, rtol=0, atol=0, equal_nan=True)

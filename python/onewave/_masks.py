@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from onewave._validate import MAX_INT32, check_int, check_positive_float, check_tensor
+from onewave._validate import MAX_INT32, check_device, check_int, check_positive_float, check_tensor
 
 CPU = torch.device("cpu")
 
@@ -21,14 +21,10 @@ class Masks(NamedTuple):
     custom_mask: torch.Tensor | None  # uint8, the bits of all requests
     mask_indptr: torch.Tensor | None  # int64 [batch_size + 1], bytes
 
-    @property
-    def are_any(self) -> bool:
-        """Whether a run takes a kernel that looks at them."""
-        return (
-            self.logits_soft_cap > 0
-            or self.custom_mask is not None
-            or any(window_left >= 0 for window_left in self.window_lefts)
-        )
+    def are_seen(self) -> tuple[bool, ...]:
+        """Whether a run takes the kernel that looks at masks, for each window: PlanHeader::is_masked."""
+        has_masks = self.logits_soft_cap > 0 or self.custom_mask is not None
+        return tuple(has_masks or window_left >= 0 for window_left in self.window_lefts)
 
     def arguments(self) -> dict[str, Any]:
         """What the planner takes of them, beside windows."""
@@ -68,7 +64,8 @@ def make_masks(
         if mask_indptr is not None:
             raise ValueError("mask_indptr is given; it must be None without a packed_custom_mask")
         return Masks(causal is True, causal_arr, soft_cap, window_lefts, None, None)
-    num_bits = qo_indptr.diff().to(torch.int64) * kv_len_arr
+    # Lengths below 0 are the planner's to refuse.
+    num_bits = qo_indptr.diff().to(torch.int64).clamp(min=0) * kv_len_arr.clamp(min=0)
     if packed_custom_mask is None:
         if mask_indptr is not None:
             raise ValueError("mask_indptr is given; it must be None with a custom_mask, which has no bytes")
@@ -81,7 +78,7 @@ def make_masks(
 
 
 def _check_causal_arr(causal: torch.Tensor, batch_size: int) -> torch.Tensor:
-    check_tensor("causal", causal, dtype=torch.bool, devices=(causal.device,), num_dims=1)
+    check_tensor("causal", causal, dtype=torch.bool, devices=(check_device("causal", causal),), num_dims=1)
     if causal.numel() != batch_size:
         raise ValueError(f"causal has {causal.numel()} elements; it must have the {batch_size} of kv_len_arr")
     return causal.to(CPU).contiguous().view(torch.uint8)
@@ -102,7 +99,8 @@ def _indptr(num_bytes: torch.Tensor) -> torch.Tensor:
 
 def _pack(custom_mask: torch.Tensor, num_bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bits, each request's from a byte of its own on."""
-    check_tensor("custom_mask", custom_mask, dtype=torch.bool, devices=(custom_mask.device,), num_dims=1)
+    device = check_device("custom_mask", custom_mask)
+    check_tensor("custom_mask", custom_mask, dtype=torch.bool, devices=(device,), num_dims=1)
     total = int(num_bits.sum())
     if custom_mask.numel() != total:
         raise ValueError(
@@ -123,11 +121,13 @@ def _pack(custom_mask: torch.Tensor, num_bits: torch.Tensor) -> tuple[torch.Tens
 def _check_packed(
     packed: torch.Tensor, mask_indptr: torch.Tensor | None, num_bits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    check_tensor("packed_custom_mask", packed, dtype=torch.uint8, devices=(packed.device,), num_dims=1)
+    device = check_device("packed_custom_mask", packed)
+    check_tensor("packed_custom_mask", packed, dtype=torch.uint8, devices=(device,), num_dims=1)
     if mask_indptr is None:
         mask_indptr = _indptr((num_bits + 7) // 8)
     else:
-        check_tensor("mask_indptr", mask_indptr, dtype=torch.int64, devices=(mask_indptr.device,), num_dims=1)
+        device = check_device("mask_indptr", mask_indptr)
+        check_tensor("mask_indptr", mask_indptr, dtype=torch.int64, devices=(device,), num_dims=1)
         if mask_indptr.numel() != len(num_bits) + 1:
             raise ValueError(
                 f"mask_indptr has {mask_indptr.numel()} elements; it must have {len(num_bits) + 1}, one more than "

@@ -41,23 +41,23 @@ class _Planned(NamedTuple):
     checker: TensorChecker
     total_qo_len: int
     max_page_id: int  # -1: not known
-    has_masks: bool  # beside causal
+    sees_masks: tuple[bool, ...]  # whether a run of each window takes the kernel that looks at them
     logits_soft_cap: float
 
 
 @dataclass
 class _Captured:
-    """What CUDA graphs have baked in: the most rows that run() was captured with, the fewest pages, and whether all
-    took the kernel that looks at masks. A replay of one with fewer rows than its batch stops the kernel."""
+    """What CUDA graphs have baked in: the most rows that run() was captured with, the fewest pages, and the windows
+    for which it took the kernel that looks at no masks. A replay of one with fewer rows than its batch stops the
+    kernel."""
 
     num_rows: int
     num_pages: int
-    sees_masks: bool
+    unmasked_windows: frozenset[int] = frozenset()
 
-    def include(self, num_rows: int, num_pages: int, sees_masks: bool) -> None:
+    def include(self, num_rows: int, num_pages: int) -> None:
         self.num_rows = max(self.num_rows, num_rows)
         self.num_pages = min(self.num_pages, num_pages)
-        self.sees_masks = self.sees_masks and sees_masks
 
 
 class BatchAttention:
@@ -101,8 +101,8 @@ class BatchAttention:
             (for 8, 16 or 32 rows; fewer where max_batch_size * num_kv_heads is above 4096) of 1 MiB of K and V or
             more; more rows are never cut, so a few long requests of that kind leave SMs idle.
         num_windows: sliding windows of a plan, each with a work list of its own: models whose layers differ in them.
-        max_mask_bytes: of a plan's custom masks. Packed, they take 16 bytes for each query and 128 keys of which it
-            sees some and not all, and 8 for each 128 queries (heads counted as queries) and 128 keys.
+        max_mask_bytes: of a plan's custom masks. For each 128 queries of a request (heads of a kv head counted as
+            queries) and 128 keys that some of them see they take 8 bytes, and where not all see all, 16 for each token.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
@@ -231,7 +231,7 @@ class BatchAttention:
             batch.qo_indptr,
             batch.kv_len_arr,
         )
-        self._check_captured(batch, masks.are_any)
+        self._check_captured(batch, masks.are_seen())
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         engine.plan(batch, masks, scale)
@@ -239,7 +239,7 @@ class BatchAttention:
         if not is_same_shape:
             self._checked = None
         self._planned = _Planned(
-            checker, batch.total_qo_len, batch.max_page_id, masks.are_any, masks.logits_soft_cap
+            checker, batch.total_qo_len, batch.max_page_id, masks.are_seen(), masks.logits_soft_cap
         )
 
     def update_kv_lens(self) -> None:
@@ -385,7 +385,14 @@ class BatchAttention:
             raise RuntimeError("run() needs a plan; call plan() first")
         if torch.is_grad_enabled():
             check_no_grad(
-                q=q, kv_cache=kv_cache, out=out, lse=lse, k_scale=k_scale, v_scale=v_scale, sm_scale=sm_scale
+                q=q,
+                kv_cache=kv_cache,
+                out=out,
+                lse=lse,
+                k_scale=k_scale,
+                v_scale=v_scale,
+                sm_scale=sm_scale,
+                sinks=sinks,
             )
         layout = layout_of(q, kv_cache, out, lse, return_lse)
         if (
@@ -407,7 +414,7 @@ class BatchAttention:
         if sm_scale is not None or k_scale is not None or v_scale is not None:
             scales = planned.checker.check_scales(sm_scale, k_scale, v_scale)
         options = None
-        if window != 0 or sinks is not None or natural_lse is not False:
+        if type(window) is not int or window != 0 or sinks is not None or natural_lse is not False:
             options = self._check_options(planned, window, sinks, natural_lse)
         # No check comes after it.
         if out is None or lse is None:
@@ -420,9 +427,10 @@ class BatchAttention:
             args.set_options(*options)
         self._engine.run(args, window, enable_pdl)
         if self._is_capturing():
-            baked = checked.num_rows, checked.num_pages, planned.has_masks or sinks is not None
-            self._captured = self._captured or _Captured(*baked)
-            self._captured.include(*baked)
+            self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
+            self._captured.include(checked.num_rows, checked.num_pages)
+            if sinks is None and not planned.sees_masks[window]:
+                self._captured.unmasked_windows |= {window}
         return out, lse
 
     def _check_options(
@@ -486,11 +494,11 @@ class BatchAttention:
             f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
         )
 
-    def _check_captured(self, batch: Batch, has_masks: bool) -> None:
+    def _check_captured(self, batch: Batch, sees_masks: tuple[bool, ...]) -> None:
         """A replay takes as many rows as the plan says, of tensors of the capture's size, and its kernel."""
         if self._captured is None:
             return
-        if has_masks and not self._captured.sees_masks:
+        if any(sees_masks[window] for window in self._captured.unmasked_windows):
             raise RuntimeError(
                 "the plan has a window, a soft cap or a custom mask; it must have none, because run() was captured in a "
                 "CUDA graph by a plan without, whose kernel would not see them"

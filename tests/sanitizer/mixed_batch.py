@@ -10,7 +10,7 @@ import itertools
 
 import onewave
 import torch
-from dense_batch import DenseBatch, Expected, Heads, Lens, Paged
+from dense_batch import DenseBatch, Expected, Heads, Lens, Masks, Paged
 from gpu_checks import as_block_table, check_lse, check_out, plan
 from onewave.plan_format import Plan
 from plan_checks import CALIBRATION_FILE, check_splits_both_kinds
@@ -22,12 +22,18 @@ NUMS_CTAS = (48, 2)
 LIMITS = {"max_batch_size": 8, "max_total_qo_len": 256, "max_kv_len": 8192}
 
 
-def run(attention: onewave.BatchAttention, batch: DenseBatch, paged: Paged, expected: Expected) -> None:
+def run(
+    attention: onewave.BatchAttention,
+    batch: DenseBatch,
+    paged: Paged,
+    expected: Expected,
+    sinks: torch.Tensor | None = None,
+) -> None:
     """Outputs of its own, which nothing has written to."""
     assert isinstance(paged.kv_cache, torch.Tensor)
     q = batch.q.cuda()
     out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device="cuda")
-    attention.run(q, paged.kv_cache.cuda(), out=out, lse=lse)
+    attention.run(q, paged.kv_cache.cuda(), out=out, lse=lse, sinks=None if sinks is None else sinks.cuda())
     check_out(out.cpu(), expected)
     check_lse(lse.cpu(), expected.lse)
 
@@ -63,6 +69,26 @@ def run_from_bounds() -> None:
         print(f"{head_dim=} {page_size=} from bounds: right", flush=True)
 
 
+def run_masks() -> None:
+    """The kernels that look at them, and those of the other head_dims: windows and caps, and custom masks with sinks."""
+    generator = torch.Generator().manual_seed(5)
+    for head_dim, page_size in itertools.product((64, 96, 128, 256), (1, 16)):
+        batch = DenseBatch(LENS, Heads(2, 4, head_dim), torch.bfloat16, head_dim + page_size, "cpu")
+        paged = batch.paged(page_size)
+        custom = [torch.rand(r.qo_len, r.kv_len, generator=generator) < 0.5 for r in batch.requests()]
+        custom[0][:, :1000] = False
+        bits = torch.cat([mask.flatten() for mask in custom])
+        sinks = torch.randn(8, generator=generator)
+        attention = onewave.BatchAttention(**LIMITS, num_ctas=24, calibration=CALIBRATION_FILE)
+        plan(attention, batch, paged, page_size, True, window_left=200, logits_soft_cap=2.0)
+        run(attention, batch, paged, batch.expected(Masks(True, 200, 2.0)))
+        plan(attention, batch, paged, page_size, True, custom_mask=bits)
+        run(attention, batch, paged, batch.expected(Masks(True, sinks=sinks, custom=list(custom))), sinks)
+        plan(attention, batch, paged, page_size, True)
+        run(attention, batch, paged, batch.expected(True))
+        print(f"{head_dim=} {page_size=} masks: right", flush=True)
+
+
 def run_row_kernels() -> None:
     keys, values = (torch.randn(20, 2, 128, dtype=torch.bfloat16) for _ in range(2))
     cache = torch.zeros(4, 2, 16, 2, 128, dtype=torch.bfloat16).cuda()
@@ -88,4 +114,5 @@ def run_row_kernels() -> None:
 if __name__ == "__main__":
     run_mixed_batches()
     run_from_bounds()
+    run_masks()
     run_row_kernels()

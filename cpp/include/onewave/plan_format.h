@@ -83,7 +83,7 @@ struct PlanHeader {
   float logits_soft_cap;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
   uint32_t mask_tiles_offset;
   uint32_t mask_rows_offset;
-  uint32_t is_masked;  ///< not 0: there are windows, a soft cap or custom masks, which only the masked
+  uint32_t is_masked;  ///< not 0: there is a window, a soft cap or a custom_mask, which only the masked
                        ///< kernels look at
 };
 
