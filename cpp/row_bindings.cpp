@@ -56,15 +56,16 @@ void bind_row_kernels(nb::module_& m) {
   bind_tensors(m);
   m.def(
       "append_paged_kv_cache",
-      [](int32_t device, DType dtype, int32_t num_kv_heads, int32_t head_dim, int32_t page_size,
-         const RowTensor& append_key, const RowTensor& append_value, uintptr_t batch_indices,
-         uintptr_t positions, int32_t num_rows, int32_t batch_size, const PagedTensor& k,
-         const PagedTensor& v, int32_t num_pages, int32_t num_kv_indices, uintptr_t kv_indices,
-         uintptr_t kv_indptr, uintptr_t stream) {
+      [](int32_t device, DType dtype, int32_t num_kv_heads, int32_t head_dim_qk, int32_t head_dim_vo,
+         int32_t page_size, const RowTensor& append_key, const RowTensor& append_value,
+         uintptr_t batch_indices, uintptr_t positions, int32_t num_rows, int32_t batch_size,
+         const PagedTensor& k, const PagedTensor& v, int32_t num_pages, int32_t num_kv_indices,
+         uintptr_t kv_indices, uintptr_t kv_indptr, uintptr_t stream) {
         append_paged_kv_cache(device,
                               {.dtype = dtype,
                                .num_kv_heads = num_kv_heads,
-                               .head_dim = head_dim,
+                               .head_dim_qk = head_dim_qk,
+                               .head_dim_vo = head_dim_vo,
                                .page_size = page_size,
                                .append_key = append_key,
                                .append_value = append_value,
@@ -80,10 +81,10 @@ void bind_row_kernels(nb::module_& m) {
                                .kv_indptr = pointer<const int32_t>(kv_indptr)},
                               pointer<void>(stream));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "device"_a, "dtype"_a, "num_kv_heads"_a, "head_dim"_a,
-      "page_size"_a, "append_key"_a, "append_value"_a, "batch_indices"_a, "positions"_a, "num_rows"_a,
-      "batch_size"_a, "k"_a, "v"_a, "num_pages"_a, "num_kv_indices"_a, "kv_indices"_a, "kv_indptr"_a,
-      "stream"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "device"_a, "dtype"_a, "num_kv_heads"_a, "head_dim_qk"_a,
+      "head_dim_vo"_a, "page_size"_a, "append_key"_a, "append_value"_a, "batch_indices"_a, "positions"_a,
+      "num_rows"_a, "batch_size"_a, "k"_a, "v"_a, "num_pages"_a, "num_kv_indices"_a, "kv_indices"_a,
+      "kv_indptr"_a, "stream"_a);
   m.def(
       "merge_states",
       [](int32_t device, DType dtype, int32_t num_tokens, int32_t num_heads, int32_t head_dim,

@@ -65,9 +65,9 @@ uint32_t ceil_div(uint64_t x, uint32_t divisor) { return static_cast<uint32_t>((
 void append_paged_kv_cache(int32_t device, const AppendArgs& args, void* stream) {
   check_append_args(args);
   if (args.num_rows == 0) return;
-  const uint64_t num_threads = uint64_t{row_chunks(args.dtype, args.head_dim)} *
-                               static_cast<uint32_t>(args.num_kv_heads) *
-                               static_cast<uint32_t>(args.num_rows);
+  const uint64_t num_threads =
+      uint64_t{row_chunks(args.dtype, std::max(args.head_dim_qk, args.head_dim_vo))} *
+      static_cast<uint32_t>(args.num_kv_heads) * static_cast<uint32_t>(args.num_rows);
   AppendArgs params = args;
   device_kernel(kAppendCubin, kAppend, device)
       .launch({.num_ctas = ceil_div(num_threads, kRowThreads), .block_x = kRowThreads}, &params, stream);

@@ -124,10 +124,10 @@ void check_size(const char* name, int64_t size, int64_t minimum) {
 }
 
 /// Rows that are copied in chunks of 16 bytes.
-void check_head_dim(int32_t head_dim, DType dtype) {
-  check_size("head_dim", head_dim, 1);
+void check_head_dim(const char* name, int32_t head_dim, DType dtype) {
+  check_size(name, head_dim, 1);
   if (head_dim * int64_t{dtype_bytes(dtype)} % kRowAlignment != 0) {
-    fail("head_dim is ", head_dim, " elements of ", dtype_name(dtype), "; it must be a multiple of 16 bytes");
+    fail(name, " is ", head_dim, " elements of ", dtype_name(dtype), "; it must be a multiple of 16 bytes");
   }
 }
 
@@ -184,7 +184,8 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
 }
 
 void check_append_args(const AppendArgs& args) {
-  check_head_dim(args.head_dim, args.dtype);
+  check_head_dim("head_dim_qk", args.head_dim_qk, args.dtype);
+  check_head_dim("head_dim_vo", args.head_dim_vo, args.dtype);
   check_size("num_kv_heads", args.num_kv_heads, 1);
   check_size("page_size", args.page_size, 1);
   check_size("num_rows", args.num_rows, 0);
@@ -192,7 +193,8 @@ void check_append_args(const AppendArgs& args) {
   check_size("num_pages", args.num_pages, 0);
   check_size("num_kv_indices", args.num_kv_indices, 0);
   if (args.num_rows == 0) return;
-  check_count("16-byte chunks of append_key", 1.0 * dtype_bytes(args.dtype) * args.head_dim / kChunkBytes *
+  check_count("16-byte chunks of append_key", 1.0 * dtype_bytes(args.dtype) *
+                                                  std::max(args.head_dim_qk, args.head_dim_vo) / kChunkBytes *
                                                   args.num_kv_heads * args.num_rows);
   check_row_tensor("append_key", args.append_key, args.num_rows, args.num_kv_heads, args.dtype);
   check_row_tensor("append_value", args.append_value, args.num_rows, args.num_kv_heads, args.dtype);
@@ -205,7 +207,7 @@ void check_append_args(const AppendArgs& args) {
 }
 
 void check_merge_args(const MergeArgs& args) {
-  check_head_dim(args.head_dim, args.dtype);
+  check_head_dim("head_dim", args.head_dim, args.dtype);
   check_size("num_heads", args.num_heads, 1);
   check_size("num_tokens", args.num_tokens, 0);
   if (args.num_tokens == 0) return;

@@ -48,19 +48,22 @@ __device__ __forceinline__ void store_chunk(const PagedTensor& cache, const Cach
 
 __device__ __forceinline__ void append_chunk(const AppendArgs& args, uint32_t thread) {
   const int element_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
-  const uint32_t head_chunks = args.head_dim * element_bytes / kChunkBytes;
+  const uint32_t key_chunks = args.head_dim_qk * element_bytes / kChunkBytes;
+  const uint32_t value_chunks = args.head_dim_vo * element_bytes / kChunkBytes;
+  const uint32_t head_chunks = max(key_chunks, value_chunks);
   const uint32_t row_chunk = thread / head_chunks;
   const uint32_t chunk = thread - row_chunk * head_chunks;
   const uint32_t row = row_chunk / args.num_kv_heads;
   const uint32_t head = row_chunk - row * args.num_kv_heads;
   if (row >= static_cast<uint32_t>(args.num_rows)) return;
   // Before the slot is known: they are on their way while it is looked up.
-  const uint4 key = load_chunk(args.append_key, row, head, chunk, element_bytes);
-  const uint4 value = load_chunk(args.append_value, row, head, chunk, element_bytes);
+  uint4 key{}, value{};
+  if (chunk < key_chunks) key = load_chunk(args.append_key, row, head, chunk, element_bytes);
+  if (chunk < value_chunks) value = load_chunk(args.append_value, row, head, chunk, element_bytes);
   const CacheSlot slot = find_slot(args, row);
   if (slot.page < 0) return;
-  store_chunk(args.k, slot, head, chunk, element_bytes, key);
-  store_chunk(args.v, slot, head, chunk, element_bytes, value);
+  if (chunk < key_chunks) store_chunk(args.k, slot, head, chunk, element_bytes, key);
+  if (chunk < value_chunks) store_chunk(args.v, slot, head, chunk, element_bytes, value);
 }
 
 }  // namespace

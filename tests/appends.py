@@ -44,15 +44,22 @@ class Cache:
 
 
 def empty_cache(
-    layout: str, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+    layout: str,
+    num_pages: int,
+    page_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    head_dim_vo: int,
+    dtype: torch.dtype,
 ) -> Cache:
+    assert head_dim == head_dim_vo or layout in ("pair", "strided")
     shapes = {
         "NHD": [(num_pages, 2, page_size, num_kv_heads, head_dim)],
         "HND": [(num_pages, 2, num_kv_heads, page_size, head_dim)],
-        "pair": [(num_pages, page_size, num_kv_heads, head_dim)] * 2,
+        "pair": [(num_pages, page_size, num_kv_heads, columns) for columns in (head_dim, head_dim_vo)],
         "strided": [
             (num_pages, 3, page_size, 2 * num_kv_heads, head_dim + 8),
-            (num_pages, 2, page_size, 3 * num_kv_heads, head_dim + 16),
+            (num_pages, 2, page_size, 3 * num_kv_heads, head_dim_vo + 16),
         ],
     }[layout]
     memory = tuple(torch.full(shape, UNTOUCHED, dtype=dtype) for shape in shapes)
@@ -132,6 +139,7 @@ def random_append(
     page_size: int = 16,
     num_kv_heads: int = 2,
     head_dim: int = 64,
+    head_dim_vo: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     layout: str = "NHD",
     num_padding_rows: int = 0,
@@ -146,15 +154,16 @@ def random_append(
     append_indptr = torch.nn.functional.pad(int32(new_lens).cumsum(0), (1, 0)).int()
     nnz = sum(new_lens) + num_padding_rows
     batch_indices, positions = onewave.get_batch_indices_positions(append_indptr, seq_lens, nnz)
-    fused = torch.randn(nnz, 3 * num_kv_heads, head_dim, generator=generator).to(dtype)
+    out_dim = head_dim if head_dim_vo is None else head_dim_vo
+    fused = torch.randn(nnz, 3 * num_kv_heads, max(head_dim, out_dim), generator=generator).to(dtype)
     return Append(
         {
-            "append_key": fused[:, num_kv_heads : 2 * num_kv_heads],
-            "append_value": fused[:, 2 * num_kv_heads :],
+            "append_key": fused[:, num_kv_heads : 2 * num_kv_heads, :head_dim],
+            "append_value": fused[:, 2 * num_kv_heads :, :out_dim],
             "batch_indices": batch_indices,
             "positions": positions,
         },
-        empty_cache(layout, num_used + 3, page_size, num_kv_heads, head_dim, dtype),
+        empty_cache(layout, num_used + 3, page_size, num_kv_heads, head_dim, out_dim, dtype),
         {
             "kv_indices": kv_indices,
             "kv_indptr": kv_indptr,

@@ -52,6 +52,9 @@ def test_rows_land_in_their_pages(page_size: int, layout: str) -> None:
 def test_types_and_head_dims(dtype: torch.dtype) -> None:
     for head_dim in (8, 64, 96, 128, 256, 576):
         check_append(random_append([5, 0, 90], [1, 33, 7], 2, dtype=dtype, head_dim=head_dim))
+    for head_dim, head_dim_vo in ((192, 128), (8, 24)):
+        dims = {"head_dim": head_dim, "head_dim_vo": head_dim_vo}
+        check_append(random_append([5, 0, 90], [1, 33, 7], 2, dtype=dtype, layout="pair", **dims))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 8, 5000])

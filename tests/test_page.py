@@ -63,6 +63,17 @@ def test_types_and_head_dims(dtype: torch.dtype, head_dim: int) -> None:
     append.check(expected)
 
 
+@pytest.mark.parametrize("layout", ["pair", "strided"])
+@pytest.mark.parametrize(("head_dim", "head_dim_vo"), [(192, 128), (8, 24)])
+def test_values_of_another_head_dim(head_dim: int, head_dim_vo: int, layout: str) -> None:
+    append = random_append(
+        [5, 0, 90], [1, 33, 7], 2, head_dim=head_dim, head_dim_vo=head_dim_vo, layout=layout
+    )
+    expected = append.expected()
+    append.run()
+    append.check(expected)
+
+
 @pytest.mark.parametrize("name", SKIPPED)
 def test_rows_without_a_place_are_skipped(name: str) -> None:
     append = skipping_append(name)
@@ -153,7 +164,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "has dtype torch.float16; it must be torch.bfloat16",
     ),
     "another device": ("append_value", lambda v: v.to("meta"), "is on device meta; it must be on cpu"),
-    "fewer rows": ("append_value", lambda v: v[1:], r"must be \[11, 2, 64\]: those of append_key"),
+    "fewer rows": ("append_value", lambda v: v[1:], r"must be \[11, 2, 64\]: those of append_key, but"),
     "odd values": ("append_value", shifted, "it must start at a multiple of 16 bytes"),
     "int64 indices": ("batch_indices", lambda x: x.long(), "torch.int64; it must be torch.int32"),
     "too few indices": ("batch_indices", lambda x: x[1:], r"must be \[11\]: the rows of append_key"),

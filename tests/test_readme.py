@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onewave._cli.info import kernel_markdown
 from reference import attend
 
 REPO = Path(__file__).resolve().parent.parent
@@ -43,6 +44,11 @@ def test_the_example_runs_and_is_right(tmp_path: Path) -> None:
             names["out"][rows].double(), out.transpose(0, 1), atol=MAX_BF16_ERROR, rtol=0
         )
         torch.testing.assert_close(names["lse"][rows].double(), lse.T, atol=1e-4, rtol=0)
+
+
+def test_its_kernels_are_those_inside() -> None:
+    """`python -m onewave info --markdown` writes the table."""
+    assert kernel_markdown() in README
 
 
 def test_its_cmake_lines_are_those_of_the_consumer() -> None:

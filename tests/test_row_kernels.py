@@ -14,7 +14,7 @@ from onewave import _core
 
 Check = Callable[[Path], None]
 # struct AppendArgs and MergeArgs of onewave/row_kernels.h.
-APPEND = struct.Struct("<4iQ2qQ2qQQ2iQ3qQ3q2iQQ")
+APPEND = struct.Struct("<5i4xQ2qQ2qQQ2iQ3qQ3q2iQQ")
 STATES = "Q3qQ3qi4x"
 MERGE = struct.Struct(f"<4i{STATES}{STATES}Q2qQ2qQ")
 BFLOAT16 = 2  # DType::kBFloat16
@@ -29,7 +29,8 @@ def append_arguments(**changes: Any) -> dict[str, Any]:
         "device": 0,
         "dtype": _core.DType.BFLOAT16,
         "num_kv_heads": NUM_KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "head_dim_qk": HEAD_DIM,
+        "head_dim_vo": HEAD_DIM,
         "page_size": PAGE_SIZE,
         "append_key": _core.RowTensor(0x1000, *HEAD_STRIDES),
         "append_value": _core.RowTensor(0x2000, *HEAD_STRIDES),
@@ -98,13 +99,15 @@ def check_append_is_one_launch(path: Path) -> None:
     config, params = launched(fake, APPEND)
     assert config == [2, 1, 1, 256, 1, 1, 0]
     assert params == (
-        *(BFLOAT16, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE),
+        *(BFLOAT16, NUM_KV_HEADS, HEAD_DIM, HEAD_DIM, PAGE_SIZE),
         *(0x1000, *HEAD_STRIDES, 0x2000, *HEAD_STRIDES),
         *(0x3000, 0x4000, NUM_ROWS, 3),
         *(0x5000, *PAGE_STRIDES, 0x6000, *PAGE_STRIDES),
         *(40, 30, 0x7000, 0x8000),
     )
     assert fake.get("num_launches") == 1
+    append(head_dim_vo=2 * HEAD_DIM)  # of the longer rows, twice as many chunks
+    assert launched(fake, APPEND)[0] == [3, 1, 1, 256, 1, 1, 0]
 
 
 def check_merge_is_one_launch(path: Path) -> None:
@@ -219,8 +222,8 @@ def check_bad_appends(path: Path) -> None:
     fake = FakeDriver(path)
     row = NUM_KV_HEADS * HEAD_DIM
     for changes, message in (
-        ({"head_dim": 0}, "head_dim is 0; it must be at least 1"),
-        ({"head_dim": 100}, "head_dim is 100 elements of bfloat16; it must be a multiple of 16 bytes"),
+        ({"head_dim_qk": 0}, "head_dim_qk is 0; it must be at least 1"),
+        ({"head_dim_vo": 100}, "head_dim_vo is 100 elements of bfloat16; it must be a multiple of 16 bytes"),
         ({"num_kv_heads": 0}, "num_kv_heads is 0; it must be at least 1"),
         ({"page_size": 0}, "page_size is 0; it must be at least 1"),
         ({"num_rows": -1}, "num_rows is -1; it must be at least 0"),

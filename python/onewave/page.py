@@ -27,7 +27,7 @@ def append_paged_kv_cache(
     """Writes row i of the new keys and values to token positions[i] of request batch_indices[i]: token
     positions[i] % page_size of page kv_indices[kv_indptr[batch_indices[i]] + positions[i] // page_size].
 
-    append_key, append_value: [nnz, num_kv_heads, head_dim]. bfloat16, float16 or float32; head_dim is any multiple of
+    append_key, append_value: [nnz, num_kv_heads, head_dim], whose head_dims may differ. bfloat16, float16 or float32; any multiple of
         16 bytes.
     batch_indices, positions: int32 [nnz], as `get_batch_indices_positions` makes them.
     paged_kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
@@ -48,7 +48,11 @@ def append_paged_kv_cache(
     check_kv_layout(kv_layout)
     device = check_first_rows("append_key", append_key, 3)
     nnz, num_kv_heads, head_dim = append_key.shape
-    check_rows("append_value", append_value, append_key, (nnz, num_kv_heads, head_dim), "those of append_key")
+    is_rows = isinstance(append_value, torch.Tensor) and append_value.dim() == 3
+    head_dim_vo = append_value.shape[2] if is_rows else head_dim
+    meaning = "those of append_key, but for the last"
+    check_rows("append_value", append_value, append_key, (nnz, num_kv_heads, head_dim_vo), meaning)
+    check_first_rows("append_value", append_value, 3)
     check_index_array("kv_indices", kv_indices, (device,))
     batch_size = check_index_array("kv_last_page_len", kv_last_page_len, (device,)).numel()
     for name, tensor, size, meaning in (
@@ -60,7 +64,7 @@ def append_paged_kv_cache(
         check_shape(name, tensor, (size,), meaning)
     check_int("num_kv_heads", num_kv_heads, 1)
     page_size = check_int("page_size", _page_size(paged_kv_cache, kv_layout), 1)
-    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim, page_size, append_key.dtype)
+    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim_vo, page_size, append_key.dtype)
     cache = TensorChecker(device, kv_layout, shape).check_kv_cache(paged_kv_cache, "paged_kv_cache")
     if device.type == "cpu":
         _append_on_cpu(
@@ -76,7 +80,7 @@ def append_paged_kv_cache(
     _core.append_paged_kv_cache(
         device.index,
         CORE_DTYPES[append_key.dtype],
-        *(num_kv_heads, head_dim, page_size),
+        *(num_kv_heads, head_dim, head_dim_vo, page_size),
         _core.RowTensor(append_key.data_ptr(), append_key.stride(0), append_key.stride(1)),
         _core.RowTensor(append_value.data_ptr(), append_value.stride(0), append_value.stride(1)),
         *(batch_indices.data_ptr(), positions.data_ptr()),

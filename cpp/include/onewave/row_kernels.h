@@ -23,15 +23,16 @@ struct RowTensor {
 struct AppendArgs {
   DType dtype;
   int32_t num_kv_heads;
-  int32_t head_dim;
+  int32_t head_dim_qk;  ///< columns of a row of keys
+  int32_t head_dim_vo;  ///< of values
   int32_t page_size;
-  RowTensor append_key;  ///< [num_rows, num_kv_heads, head_dim]
+  RowTensor append_key;  ///< [num_rows, num_kv_heads, head_dim_qk]
   RowTensor append_value;
   const int32_t* batch_indices;  ///< [num_rows]
   const int32_t* positions;      ///< [num_rows]
   int32_t num_rows;
   int32_t batch_size;
-  PagedTensor k;  ///< num_pages pages of page_size tokens of num_kv_heads rows of head_dim; written
+  PagedTensor k;  ///< num_pages pages of page_size tokens of num_kv_heads rows; written
   PagedTensor v;
   int32_t num_pages;
   int32_t num_kv_indices;

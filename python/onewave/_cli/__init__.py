@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--device", choices=["cuda", "cpu"], help="default: cuda where onewave can use a GPU, else cpu"
     )
     demo.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
-    commands.add_parser("info", help="print versions, driver, device and the kernels inside")
+    info = commands.add_parser("info", help="print versions, driver, device and the kernels inside")
+    info.add_argument("--markdown", action="store_true", help="only the kernels, as the README has them")
     add_plan_arguments(
         commands.add_parser("plan", help="plan a batch and draw it: which CTA does what, and for how long")
     )
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("cmake-dir", help="print the directory of the CMake package, for -Donewave_DIR=")
     options = parser.parse_args(arguments)
     if options.command == "info":
-        return show_info()
+        return show_info(options.markdown)
     if options.command == "plan":
         return run_plan(options)
     if options.command == "calibrate":

@@ -1,6 +1,7 @@
 """Versions, driver, device, and the kernels inside the library."""
 
 import platform
+from collections.abc import Iterable
 
 import torch
 from rich.console import Console
@@ -11,8 +12,11 @@ from onewave import _core
 from onewave._cli.records import header_of
 
 
-def show_info() -> int:
-    """Prints all there is to know; a machine with no GPU or driver is no failure."""
+def show_info(as_markdown: bool) -> int:
+    """Prints all there is to know; a machine with no GPU or driver is no failure. `as_markdown`: the kernels alone."""
+    if as_markdown:
+        print(kernel_markdown(), end="")
+        return 0
     console = Console()
     console.print(_machine_table())
     console.print(_kernel_table())
@@ -46,15 +50,40 @@ def _plan_version() -> int:
     return int(header_of(attention.plan_bytes())["version"])
 
 
-def _kernel_table() -> Table:
-    table = Table("dtype", "head_dim", "loader", "KiB", title="kernels inside")
+# A cubin for each dtype, loader and kind of masks; "masked" also has windows, soft caps, sinks and custom masks.
+KERNEL_COLUMNS = ("head_dim of q and k", "of v and out", "dtypes", "loaders", "kernels", "KiB")
+
+
+def kernel_rows() -> list[tuple[str, ...]]:
+    """What the kernels inside support, a row for each pair of head_dims."""
+    by_head_dims: dict[tuple[int, int], list[_core.KernelInfo]] = {}
     for kernel in _core.list_kernels():
-        table.add_row(
-            kernel.dtype.name.lower(),
-            str(kernel.head_dim_qk)
-            if kernel.head_dim_vo == kernel.head_dim_qk
-            else f"{kernel.head_dim_qk}, {kernel.head_dim_vo}",
-            kernel.loader.name.lower(),
-            f"{kernel.num_bytes / 1024:.0f}",
+        by_head_dims.setdefault((kernel.head_dim_qk, kernel.head_dim_vo), []).append(kernel)
+    return [
+        (
+            str(head_dim_qk),
+            str(head_dim_vo),
+            _names(kernel.dtype.name.lower() for kernel in kernels),
+            _names(kernel.loader.name.lower() for kernel in kernels),
+            _names("masked" if kernel.is_masked else "plain" for kernel in kernels),
+            f"{sum(kernel.num_bytes for kernel in kernels) / 1024:.0f}",
         )
+        for (head_dim_qk, head_dim_vo), kernels in by_head_dims.items()
+    ]
+
+
+def kernel_markdown() -> str:
+    """The table of the README."""
+    rows = (KERNEL_COLUMNS[:-1], ("---",) * (len(KERNEL_COLUMNS) - 1), *(row[:-1] for row in kernel_rows()))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _kernel_table() -> Table:
+    table = Table(*KERNEL_COLUMNS, title="kernels inside")
+    for row in kernel_rows():
+        table.add_row(*row)
     return table
