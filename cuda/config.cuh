@@ -85,7 +85,7 @@ inline constexpr int kArrivingLanes = 1;
 ///
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
-inline constexpr bool kLongMasked = kMasked && kHeadDimVo > 192;
+inline constexpr bool kLongMasked = kMasked && kHeadDimVo > 192;  // whose producer spills with fewer
 inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 || kLongMasked ? 216 : 224;
 inline constexpr int kProducerRegisters = !kGather ? 40 : kLongMasked ? 72 : 56;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=

@@ -113,7 +113,7 @@ class KvTileStream {
   /// Whether the next tile is neither the first nor the last of its (item, kv head), and the queue is not to
   /// be told of it.
   __device__ __forceinline__ bool is_inside() const {
-    return !is_first_ && tile_begin_ - keys_.begin > kInsideFrom;
+    return !is_first_ && tile_begin_ - keys_.begin > (Items::kKind == Kind::kWide ? kKeysAhead : 0);
   }
 
   /// next(), where it is inside.
@@ -125,10 +125,6 @@ class KvTileStream {
 
  private:
   static constexpr int kKeysAhead = 2 * kStageKv;
-  /// Keys before a tile that is inside. A window may leave nearly three steps of an item's first keys unseen:
-  /// its first is at most half seen, before it the planner may have put one, and set_kv_len() moves by whole
-  /// ones.
-  static constexpr int kInsideFrom = kMasked ? 3 * kTileKv : Items::kKind == Kind::kWide ? kKeysAhead : 0;
 
   /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
   /// one to have time for it.
@@ -291,7 +287,8 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     next_tile = later_tile;
     at.advance();
     if (tile.is_first || next_tile.is_first) continue;
-    // Where a stream spends its time: no code of what is done once an item.
+    // Where a stream spends its time: no code of what is done once an item. (In the masked kernels it
+    // spills.)
     while (!kMasked && stream.is_inside()) {
       const typename Loader::Rows later_rows = stream.next_inside(at.count + 2);
       ptx::cp_async_commit_group();

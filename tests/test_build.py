@@ -23,7 +23,7 @@ def compile_kernel(nvcc: str, source: str, out_dir: Path) -> subprocess.Complete
         f"-DSOURCE={REPO / 'tests/kernels' / source}.cu",
         f"-DCUBIN={out_dir / source}.cubin",
         f"-DINCLUDES={REPO / 'cpp/include'};{REPO / 'cuda'}",
-        "-DDEFINES=ONEWAVE_DTYPE=__half;ONEWAVE_HEAD_DIM_QK=64;ONEWAVE_HEAD_DIM_VO=64;ONEWAVE_LOADER=0",
+        "-DDEFINES=ONEWAVE_DTYPE=__half;ONEWAVE_HEAD_DIM_QK=64;ONEWAVE_HEAD_DIM_VO=64;ONEWAVE_LOADER=0;ONEWAVE_MASKED=0",
         "-P",
         REPO / "cmake/CompileKernel.cmake",
     )
