@@ -73,7 +73,7 @@ struct MergeArgs {
   const bool* mask;  ///< [num_tokens]: the rows of a token of false are left as they are; may be null
 };
 
-static_assert(sizeof(AppendArgs) == 176 && sizeof(StateSet) == 72 && sizeof(MergeArgs) == 216 &&
+static_assert(sizeof(AppendArgs) == 184 && sizeof(StateSet) == 72 && sizeof(MergeArgs) == 216 &&
                   sizeof(bool) == 1,
               "host and device must agree");
 
