@@ -189,7 +189,7 @@ def check_a_device_that_cannot(path: Path) -> None:
 def check_kernels_of_another_build(path: Path) -> None:
     FakeDriver(path, append_param_bytes=168, merge_param_bytes=224)
     with pytest.raises(
-        _core.DeviceError, match="append takes 168 bytes of parameters, the library passes 176"
+        _core.DeviceError, match="append takes 168 bytes of parameters, the library passes 184"
     ):
         append()
     with pytest.raises(_core.DeviceError, match="merge_states takes 224 bytes of .* passes 216"):
