@@ -116,8 +116,8 @@ inline constexpr float kMaxRiseLog2 = 2.f;
 
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
 /// as the products, and left alone the warpgroups fall into step and wait for each other at both (1386 us of
-/// prefill_1x8k_d64 become 1187); at 128 the products rule, and a turn costs 1 %.
-inline constexpr bool kTakeTurns = kHeadDimVo == 64;
+/// prefill_1x8k_d64 become 1187; 719 of head_dim 96 697); at 128 the products rule, and a turn costs 1 %.
+inline constexpr bool kTakeTurns = kHeadDimVo < 128;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {
