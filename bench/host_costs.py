@@ -4,7 +4,8 @@
 
 Each call is measured alone: the host's time is that of 20 calls in a row from an idle stream on, as the layers of a
 model make them, divided by 20; the GPU's is that of a CUDA graph with 50 such calls, divided by them, with the L2 warm
-(for plan(), which no graph takes, there is none). torch.compile's figure is what a compiled function that calls run() takes beside run().
+(for plan(), which no graph takes, there is none). torch.compile's figure is what a compiled function that calls run()
+takes beside run().
 """
 
 import argparse

@@ -53,8 +53,10 @@ class Masks:
         causal = self.causal if isinstance(self.causal, bool) else self.causal[request]
         if custom is not None:
             hidden = ~custom.to(device)
+        elif causal:
+            hidden = key > position
         else:
-            hidden = key > position if causal else (key > position) & False
+            hidden = torch.zeros(group.qo_len, group.kv_len, dtype=torch.bool, device=device)
         return hidden | (key < position - self.window_left) if self.window_left >= 0 else hidden
 
 

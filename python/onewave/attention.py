@@ -375,9 +375,9 @@ class BatchAttention:
         sm_scale: Scale,
         return_lse: bool,
         enable_pdl: bool,
-        window: int = 0,
-        sinks: torch.Tensor | None = None,
-        natural_lse: bool = False,
+        window: int,
+        sinks: torch.Tensor | None,
+        natural_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """run(), also where it was compiled: all that needs the plan or the tensors' memory."""
         planned, checked = self._planned, self._checked

@@ -27,8 +27,8 @@ def append_paged_kv_cache(
     """Writes row i of the new keys and values to token positions[i] of request batch_indices[i]: token
     positions[i] % page_size of page kv_indices[kv_indptr[batch_indices[i]] + positions[i] // page_size].
 
-    append_key, append_value: [nnz, num_kv_heads, head_dim], whose head_dims may differ. bfloat16, float16 or float32; any multiple of
-        16 bytes.
+    append_key, append_value: [nnz, num_kv_heads, head_dim] of bfloat16, float16 or float32. Their head_dims may differ;
+        each is any multiple of 16 bytes.
     batch_indices, positions: int32 [nnz], as `get_batch_indices_positions` makes them.
     paged_kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
         such tensors without the second dimension, with any strides and any page_size.

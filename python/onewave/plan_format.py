@@ -71,14 +71,11 @@ class Plan:
             numpy.dtype("<u4"), "counters_offset", 1 + int(self.header["num_split_tiles"])
         )
         # Their sizes are where the next section begins, to its alignment.
-        tiles_offset, rows_offset = (
-            int(self.header["mask_tiles_offset"]),
-            int(self.header["mask_rows_offset"]),
+        tiles, rows, counters = (
+            int(self.header[f"{name}_offset"]) for name in ("mask_tiles", "mask_rows", "counters")
         )
-        self.mask_tiles = self._bytes[tiles_offset:rows_offset].view(dtypes["MaskTile"])
-        self.mask_rows = (
-            self._bytes[rows_offset : int(self.header["counters_offset"])].view("<u4").reshape(-1, 4)
-        )
+        self.mask_tiles = self._bytes[tiles:rows].view(dtypes["MaskTile"])
+        self.mask_rows = self._bytes[rows:counters].view("<u4").reshape(-1, 4)
 
     def to_bytes(self) -> bytes:
         return self._bytes.tobytes()
