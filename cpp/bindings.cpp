@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -255,7 +256,8 @@ void bind_enums(nb::module_& m) {
   nb::enum_<DType>(m, "DType")
       .value("FLOAT32", DType::kFloat32)
       .value("FLOAT16", DType::kFloat16)
-      .value("BFLOAT16", DType::kBFloat16);
+      .value("BFLOAT16", DType::kBFloat16)
+      .value("FLOAT8_E4M3", DType::kFloat8E4M3);
   nb::enum_<SplitPolicy>(m, "SplitPolicy")
       .value("BALANCED", SplitPolicy::kBalanced)
       .value("FIXED", SplitPolicy::kFixed);
@@ -275,14 +277,27 @@ void bind_planner(nb::module_& m) {
       .def_ro("num_windows", &PlanLimits::num_windows)
       .def_ro("max_mask_bytes", &PlanLimits::max_mask_bytes);
   nb::class_<AttentionShape>(m, "AttentionShape")
-      .def(nb::init<int32_t, int32_t, int32_t, int32_t, int32_t, DType>(), "num_qo_heads"_a, "num_kv_heads"_a,
-           "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "dtype"_a)
+      .def(
+          "__init__",
+          [](AttentionShape* self, int32_t num_qo_heads, int32_t num_kv_heads, int32_t head_dim_qk,
+             int32_t head_dim_vo, int32_t page_size, DType dtype, std::optional<DType> kv_dtype) {
+            new (self) AttentionShape{.num_qo_heads = num_qo_heads,
+                                      .num_kv_heads = num_kv_heads,
+                                      .head_dim_qk = head_dim_qk,
+                                      .head_dim_vo = head_dim_vo,
+                                      .page_size = page_size,
+                                      .dtype = dtype,
+                                      .kv_dtype = kv_dtype.value_or(dtype)};
+          },
+          "num_qo_heads"_a, "num_kv_heads"_a, "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "dtype"_a,
+          "kv_dtype"_a = nb::none())
       .def_ro("num_qo_heads", &AttentionShape::num_qo_heads)
       .def_ro("num_kv_heads", &AttentionShape::num_kv_heads)
       .def_ro("head_dim_qk", &AttentionShape::head_dim_qk)
       .def_ro("head_dim_vo", &AttentionShape::head_dim_vo)
       .def_ro("page_size", &AttentionShape::page_size)
-      .def_ro("dtype", &AttentionShape::dtype);
+      .def_ro("dtype", &AttentionShape::dtype)
+      .def_ro("kv_dtype", &AttentionShape::kv_dtype);
   nb::class_<WorkspaceLayout>(m, "WorkspaceLayout")
       .def_ro("plan_bytes", &WorkspaceLayout::plan_bytes)
       .def_ro("partial_lse_offset", &WorkspaceLayout::partial_lse_offset)
@@ -374,8 +389,8 @@ void bind_executor(nb::module_& m) {
                 .k_scale = k_scale,
                 .v_scale = v_scale,
                 .sm_scale_ptr = pointer<const float>(sm_scale_ptr),
-                .k_scale_ptr = pointer<const float>(k_scale_ptr),
-                .v_scale_ptr = pointer<const float>(v_scale_ptr),
+                .k_scales = {.data = pointer<const float>(k_scale_ptr)},
+                .v_scales = {.data = pointer<const float>(v_scale_ptr)},
             };
           },
           "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
@@ -402,8 +417,8 @@ void bind_executor(nb::module_& m) {
             self.k_scale = k_scale;
             self.v_scale = v_scale;
             self.sm_scale_ptr = pointer<const float>(sm_scale_ptr);
-            self.k_scale_ptr = pointer<const float>(k_scale_ptr);
-            self.v_scale_ptr = pointer<const float>(v_scale_ptr);
+            self.k_scales = {.data = pointer<const float>(k_scale_ptr)};
+            self.v_scales = {.data = pointer<const float>(v_scale_ptr)};
           },
           "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a)
       .def(

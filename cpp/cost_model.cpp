@@ -93,7 +93,7 @@ const Calibration& calibration_of(std::string_view gpu) {
 CostModel::CostModel(const AttentionShape& shape, const Calibration& calibration)
     : kernel_(find_rates(shape, calibration)),
       launch_us_(calibration.launch_us),
-      key_bytes_(1.0 * (shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.dtype)),
+      key_bytes_(1.0 * (shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.kv_dtype)),
       split_us_(calibration.split_us),
       partial_row_us_(2.0 * shape.head_dim_vo * sizeof(float) / calibration.partial_gb_per_s * 1e-3) {
   check_rates(calibration, kernel_);

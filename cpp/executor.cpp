@@ -43,8 +43,8 @@ class Execution {
         split_tiles_(plan_section<SplitTile>(&header, header.split_tiles_offset)),
         kv_indices_(reinterpret_cast<const int32_t*>(header.kv_indices)),
         score_scale_(scale_of(sm_scale_log2(header, args), args.sm_scale_ptr) *
-                     scale_of(args.k_scale, args.k_scale_ptr)),
-        v_scale_(scale_of(args.v_scale, args.v_scale_ptr)),
+                     scale_of(args.k_scale, args.k_scales.data)),
+        v_scale_(scale_of(args.v_scale, args.v_scales.data)),
         soft_cap_(header.logits_soft_cap * std::numbers::log2e_v<float>),
         partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim_vo),
         partial_lse_(header.num_partial_rows),
@@ -278,6 +278,8 @@ void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) 
       return execute<Float16>(*plan, args, used);
     case DType::kBFloat16:
       return execute<BFloat16>(*plan, args, used);
+    case DType::kFloat8E4M3:
+      fail("dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits");
   }
 }
 

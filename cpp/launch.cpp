@@ -33,7 +33,7 @@ constexpr KernelInterface kUpdateKvLens = {
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
   return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads &&
          a.head_dim_qk == b.head_dim_qk && a.head_dim_vo == b.head_dim_vo && a.page_size == b.page_size &&
-         a.dtype == b.dtype;
+         a.dtype == b.dtype && a.kv_dtype == b.kv_dtype;
 }
 
 bool is_capturing(CUstream stream) {
@@ -163,8 +163,8 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .partial_out = reinterpret_cast<float*>(workspace + layout.partial_out_offset),
                       .partial_lse = reinterpret_cast<float*>(workspace + layout.partial_lse_offset),
                       .sm_scale_ptr = args.sm_scale_ptr,
-                      .k_scale_ptr = args.k_scale_ptr,
-                      .v_scale_ptr = args.v_scale_ptr,
+                      .k_scale_ptr = args.k_scales.data,
+                      .v_scale_ptr = args.v_scales.data,
                       .sm_scale_log2 = args.sm_scale * std::numbers::log2e_v<float>,
                       .k_scale = args.k_scale,
                       .v_scale = args.v_scale,

@@ -100,7 +100,7 @@ class ChunkPlacer {
 
 ChunkRule::ChunkRule(const PlanLimits& limits, const AttentionShape& shape)
     : min_chunk_keys_(static_cast<int32_t>(
-          kMinChunkBytes / ((shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.dtype)))) {
+          kMinChunkBytes / ((shape.head_dim_qk + shape.head_dim_vo) * dtype_bytes(shape.kv_dtype)))) {
   const int64_t max_units =
       int64_t{std::min(limits.max_batch_size, limits.max_total_qo_len)} * shape.num_kv_heads;
   for (int32_t i = 0; i < kNumRowClasses; ++i) {

@@ -12,6 +12,7 @@ class DType(Enum):
     FLOAT32 = 0
     FLOAT16 = 1
     BFLOAT16 = 2
+    FLOAT8_E4M3 = 3
 
 class Loader(Enum):
     """How K and V reach shared memory."""
@@ -62,6 +63,7 @@ class AttentionShape:
         head_dim_vo: int,
         page_size: int,
         dtype: DType,
+        kv_dtype: DType | None = None,
     ) -> None: ...
     @property
     def num_qo_heads(self) -> int: ...
@@ -75,6 +77,8 @@ class AttentionShape:
     def page_size(self) -> int: ...
     @property
     def dtype(self) -> DType: ...
+    @property
+    def kv_dtype(self) -> DType: ...
 
 class MemoryRate:
     """What the memory gives to so many CTAs together."""

@@ -8,11 +8,12 @@ namespace onewave {
 
 /// The tensors of one run(), for the executor (host addresses) and the launcher (device addresses) alike.
 struct RunArgs {
-  DType dtype;    ///< of q, k, v and out
+  DType dtype;    ///< of q and out
   const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
   int64_t q_token_stride;
   int64_t q_head_stride;
-  PagedTensor k;  ///< num_pages pages of page_size tokens of num_kv_heads rows of head_dim
+  DType kv_dtype = dtype;  ///< of k and v
+  PagedTensor k;           ///< num_pages pages of page_size tokens of num_kv_heads rows of head_dim
   PagedTensor v;
   int64_t num_pages;
   void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
@@ -26,11 +27,12 @@ struct RunArgs {
   float k_scale = 1;
   /// Of the output: finite.
   float v_scale = 1;
-  /// Each multiplies its scale, sm_scale's that of the plan too, where not null: an address of the same side
-  /// as the tensors. The values, which nothing checks, must be as those of the scales.
+  /// Multiplies sm_scale or that of the plan, where not null: an address of the same side as the tensors. The
+  /// value, which nothing checks, must be as sm_scale's.
   const float* sm_scale_ptr = nullptr;
-  const float* k_scale_ptr = nullptr;
-  const float* v_scale_ptr = nullptr;
+  /// Multiply k_scale and v_scale, likewise; more than one factor each only where kv_dtype is kFloat8E4M3.
+  KvScales k_scales{};
+  KvScales v_scales{};
   /// [num_qo_heads], or null: an attention sink, a logit that every row of a head has beside its keys' scaled
   /// scores, and that no value belongs to. The lse has it too.
   const float* sinks = nullptr;

@@ -6,9 +6,12 @@
 
 namespace onewave {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
+/// kFloat8E4M3: of a KV cache alone, as OCP has it: no infinities, and the largest is 448.
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3 };
 
-constexpr int32_t dtype_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr int32_t dtype_bytes(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
+}
 
 /// How K and V reach shared memory.
 enum class Loader : int32_t { kTma, kGather };
@@ -20,10 +23,11 @@ Loader choose_loader(int32_t page_size);
 struct AttentionShape {
   int32_t num_qo_heads;
   int32_t num_kv_heads;
-  int32_t head_dim_qk;  ///< columns of a row of Q and K
-  int32_t head_dim_vo;  ///< of V and the output
-  int32_t page_size;    ///< tokens
-  DType dtype;          ///< of q, k, v and out
+  int32_t head_dim_qk;     ///< columns of a row of Q and K
+  int32_t head_dim_vo;     ///< of V and the output
+  int32_t page_size;       ///< tokens
+  DType dtype;             ///< of q and out
+  DType kv_dtype = dtype;  ///< of k and v: the same, or kFloat8E4M3
 };
 
 /// K or V in pages: element (page, token, head, column) is at
@@ -33,6 +37,17 @@ struct PagedTensor {
   int64_t page_stride;
   int64_t token_stride;
   int64_t head_stride;
+};
+
+/// Factors of the rows of K or V, float32: element (page, token, head) has the one at data + page *
+/// page_stride + token / group_tokens * group_stride + head * head_stride. Strides are in elements; where all
+/// are 0 there is one factor.
+struct KvScales {
+  const float* data = nullptr;  ///< null: all are 1
+  int64_t page_stride = 0;
+  int64_t group_stride = 0;
+  int64_t head_stride = 0;
+  int32_t group_tokens = 1;  ///< divides page_size
 };
 
 }  // namespace onewave
