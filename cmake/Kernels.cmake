@@ -29,6 +29,7 @@ endforeach()
 set(ONEWAVE_OTHER_KERNELS
     # name           constant
     "append          kAppendCubin"
+    "append_fp8      kAppendFp8Cubin"
     "merge_states    kMergeStatesCubin"
     "update_kv_lens  kUpdateKvLensCubin")
 

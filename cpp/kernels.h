@@ -31,6 +31,7 @@ struct EmbeddedKernel {
 extern const EmbeddedKernel kEmbeddedKernels[];
 extern const size_t kNumEmbeddedKernels;
 extern const Cubin kAppendCubin;
+extern const Cubin kAppendFp8Cubin;
 extern const Cubin kMergeStatesCubin;
 extern const Cubin kUpdateKvLensCubin;
 

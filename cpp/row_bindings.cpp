@@ -30,6 +30,14 @@ void bind_tensors(nb::module_& m) {
                                    .head_stride = head_stride};
           },
           "data"_a, "page_stride"_a, "token_stride"_a, "head_stride"_a);
+  nb::class_<HeadScales>(m, "HeadScales")
+      .def(
+          "__init__",
+          [](HeadScales* self, uintptr_t data, int64_t head_stride, float scale) {
+            new (self)
+                HeadScales{.data = pointer<const float>(data), .head_stride = head_stride, .scale = scale};
+          },
+          "data"_a = 0, "head_stride"_a = 0, "scale"_a = 1.0f);
   nb::class_<StateSet>(m, "StateSet")
       .def(
           "__init__",
@@ -56,13 +64,15 @@ void bind_row_kernels(nb::module_& m) {
   bind_tensors(m);
   m.def(
       "append_paged_kv_cache",
-      [](int32_t device, DType dtype, int32_t num_kv_heads, int32_t head_dim_qk, int32_t head_dim_vo,
-         int32_t page_size, const RowTensor& append_key, const RowTensor& append_value,
+      [](int32_t device, DType dtype, DType kv_dtype, int32_t num_kv_heads, int32_t head_dim_qk,
+         int32_t head_dim_vo, int32_t page_size, const RowTensor& append_key, const RowTensor& append_value,
          uintptr_t batch_indices, uintptr_t positions, int32_t num_rows, int32_t batch_size,
          const PagedTensor& k, const PagedTensor& v, int32_t num_pages, int32_t num_kv_indices,
-         uintptr_t kv_indices, uintptr_t kv_indptr, uintptr_t stream) {
+         uintptr_t kv_indices, uintptr_t kv_indptr, const HeadScales& k_scale, const HeadScales& v_scale,
+         uintptr_t stream) {
         append_paged_kv_cache(device,
                               {.dtype = dtype,
+                               .kv_dtype = kv_dtype,
                                .num_kv_heads = num_kv_heads,
                                .head_dim_qk = head_dim_qk,
                                .head_dim_vo = head_dim_vo,
@@ -78,13 +88,15 @@ void bind_row_kernels(nb::module_& m) {
                                .num_pages = num_pages,
                                .num_kv_indices = num_kv_indices,
                                .kv_indices = pointer<const int32_t>(kv_indices),
-                               .kv_indptr = pointer<const int32_t>(kv_indptr)},
+                               .kv_indptr = pointer<const int32_t>(kv_indptr),
+                               .k_scale = k_scale,
+                               .v_scale = v_scale},
                               pointer<void>(stream));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "device"_a, "dtype"_a, "num_kv_heads"_a, "head_dim_qk"_a,
-      "head_dim_vo"_a, "page_size"_a, "append_key"_a, "append_value"_a, "batch_indices"_a, "positions"_a,
-      "num_rows"_a, "batch_size"_a, "k"_a, "v"_a, "num_pages"_a, "num_kv_indices"_a, "kv_indices"_a,
-      "kv_indptr"_a, "stream"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "device"_a, "dtype"_a, "kv_dtype"_a, "num_kv_heads"_a,
+      "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "append_key"_a, "append_value"_a, "batch_indices"_a,
+      "positions"_a, "num_rows"_a, "batch_size"_a, "k"_a, "v"_a, "num_pages"_a, "num_kv_indices"_a,
+      "kv_indices"_a, "kv_indptr"_a, "k_scale"_a, "v_scale"_a, "stream"_a);
   m.def(
       "merge_states",
       [](int32_t device, DType dtype, int32_t num_tokens, int32_t num_heads, int32_t head_dim,

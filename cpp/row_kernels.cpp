@@ -20,6 +20,8 @@ constexpr uint32_t kWarpLanes = 32;
 
 constexpr KernelInterface kAppend = {
     .entry_name = "onewave_append", .param_bytes = sizeof(AppendArgs), .shared_bytes = 0};
+constexpr KernelInterface kAppendFp8 = {
+    .entry_name = "onewave_append_fp8", .param_bytes = sizeof(AppendArgs), .shared_bytes = 0};
 constexpr KernelInterface kMergeStates = {
     .entry_name = "onewave_merge_states", .param_bytes = sizeof(MergeArgs), .shared_bytes = 0};
 
@@ -66,11 +68,13 @@ void append_paged_kv_cache(int32_t device, const AppendArgs& args, void* stream)
   check_append_args(args);
   if (args.num_rows == 0) return;
   const uint64_t num_threads =
-      uint64_t{row_chunks(args.dtype, std::max(args.head_dim_qk, args.head_dim_vo))} *
+      uint64_t{row_chunks(args.kv_dtype, std::max(args.head_dim_qk, args.head_dim_vo))} *
       static_cast<uint32_t>(args.num_kv_heads) * static_cast<uint32_t>(args.num_rows);
   AppendArgs params = args;
-  device_kernel(kAppendCubin, kAppend, device)
-      .launch({.num_ctas = ceil_div(num_threads, kRowThreads), .block_x = kRowThreads}, &params, stream);
+  const DeviceKernel& kernel = args.kv_dtype == args.dtype
+                                   ? device_kernel(kAppendCubin, kAppend, device)
+                                   : device_kernel(kAppendFp8Cubin, kAppendFp8, device);
+  kernel.launch({.num_ctas = ceil_div(num_threads, kRowThreads), .block_x = kRowThreads}, &params, stream);
 }
 
 void merge_states(int32_t device, const MergeArgs& args, void* stream) {

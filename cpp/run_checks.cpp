@@ -147,9 +147,22 @@ void check_count(const char* what, double count) {
 void check_appended_cache(const char* name, const PagedTensor& cache, const AppendArgs& args) {
   if (args.num_pages == 0) return;
   check_address(name, cache.data);
-  check_stride(name, "page", cache.page_stride, args.num_pages, args.dtype);
-  check_stride(name, "token", cache.token_stride, args.page_size, args.dtype);
-  check_stride(name, "head", cache.head_stride, args.num_kv_heads, args.dtype);
+  check_stride(name, "page", cache.page_stride, args.num_pages, args.kv_dtype);
+  check_stride(name, "token", cache.token_stride, args.page_size, args.kv_dtype);
+  check_stride(name, "head", cache.head_stride, args.num_kv_heads, args.kv_dtype);
+}
+
+/// The kernel multiplies with 1 / scale.
+void check_append_scale(const char* name, const HeadScales& scales, const AppendArgs& args) {
+  const bool is_neutral = scales.data == nullptr && scales.scale == 1;
+  if (args.dtype == args.kv_dtype && !is_neutral) {
+    fail(name, " is given; it must not be where dtype is kv_dtype, ", dtype_name(args.dtype),
+         ": such rows are copied");
+  }
+  if (scales.data == nullptr &&
+      (!(scales.scale > 0) || !std::isfinite(scales.scale) || !std::isfinite(1 / scales.scale))) {
+    fail(name, " is ", scales.scale, "; it and its reciprocal must be positive and finite");
+  }
 }
 
 void check_states(const StateSet& states, const MergeArgs& args) {
@@ -184,16 +197,23 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
 }
 
 void check_append_args(const AppendArgs& args) {
-  check_head_dim("head_dim_qk", args.head_dim_qk, args.dtype);
-  check_head_dim("head_dim_vo", args.head_dim_vo, args.dtype);
+  if (args.kv_dtype != args.dtype && args.kv_dtype != DType::kFloat8E4M3) {
+    fail("kv_dtype is ", dtype_name(args.kv_dtype), "; it must be that of the new rows, ",
+         dtype_name(args.dtype), ", or ", dtype_name(DType::kFloat8E4M3));
+  }
+  // The new rows' elements are as large, or larger by a power of two.
+  check_head_dim("head_dim_qk", args.head_dim_qk, args.kv_dtype);
+  check_head_dim("head_dim_vo", args.head_dim_vo, args.kv_dtype);
   check_size("num_kv_heads", args.num_kv_heads, 1);
   check_size("page_size", args.page_size, 1);
   check_size("num_rows", args.num_rows, 0);
   check_size("batch_size", args.batch_size, 0);
   check_size("num_pages", args.num_pages, 0);
   check_size("num_kv_indices", args.num_kv_indices, 0);
+  check_append_scale("k_scale", args.k_scale, args);
+  check_append_scale("v_scale", args.v_scale, args);
   if (args.num_rows == 0) return;
-  check_count("16-byte chunks of append_key", 1.0 * dtype_bytes(args.dtype) *
+  check_count("16-byte chunks of append_key", 1.0 * dtype_bytes(args.kv_dtype) *
                                                   std::max(args.head_dim_qk, args.head_dim_vo) / kChunkBytes *
                                                   args.num_kv_heads * args.num_rows);
   check_row_tensor("append_key", args.append_key, args.num_rows, args.num_kv_heads, args.dtype);
@@ -207,6 +227,9 @@ void check_append_args(const AppendArgs& args) {
 }
 
 void check_merge_args(const MergeArgs& args) {
+  if (args.dtype == DType::kFloat8E4M3) {
+    fail("dtype of v and out is ", dtype_name(args.dtype), "; it must be of 16 or 32 bits");
+  }
   check_head_dim("head_dim", args.head_dim, args.dtype);
   check_size("num_heads", args.num_heads, 1);
   check_size("num_tokens", args.num_tokens, 0);

@@ -1,75 +1,27 @@
-/// Copies new rows of K and V into the pages of a cache. A thread copies 16 bytes of a row of K and the same
-/// 16 of V, whatever their type: few rows are spread over many CTAs, and many rows keep two loads of each of
-/// an SM's 2048 threads in flight.
+/// Copies new rows of K and V into the pages of a cache of their own type, whatever it is. Many rows keep two
+/// loads of each of an SM's 2048 threads in flight.
 
-#include <onewave/row_kernels.h>
-
-#include "ptx/copy.cuh"
-#include "row_threads.h"
+#include "append.cuh"
 
 namespace onewave {
 namespace {
 
-/// Where a row goes.
-struct CacheSlot {
-  int32_t page;  ///< -1: nowhere
-  int32_t token;
+/// The same bytes of a new row.
+struct Copy {
+  uint4 chunk;
+
+  __device__ __forceinline__ void load(const char* row, uint32_t chunk_idx, const HeadScales&, uint32_t) {
+    chunk = ptx::load_16(row + chunk_idx * kChunkBytes);
+  }
+  __device__ __forceinline__ uint4 to_cache() const { return chunk; }
 };
-
-/// Follows batch index -> kv_indptr -> kv_indices. As unsigned numbers, negative ones are too large.
-__device__ __forceinline__ CacheSlot find_slot(const AppendArgs& args, uint32_t row) {
-  const CacheSlot nowhere = {.page = -1, .token = 0};
-  const auto request = static_cast<uint32_t>(args.batch_indices[row]);
-  const int32_t position = args.positions[row];
-  if (request >= static_cast<uint32_t>(args.batch_size) || position < 0) return nowhere;
-  const int32_t request_page = position / args.page_size;
-  const int32_t begin = args.kv_indptr[request];
-  if (request_page >= args.kv_indptr[request + 1] - begin) return nowhere;
-  const uint32_t index = static_cast<uint32_t>(begin) + static_cast<uint32_t>(request_page);
-  if (index >= static_cast<uint32_t>(args.num_kv_indices)) return nowhere;
-  const int32_t page = args.kv_indices[index];
-  if (static_cast<uint32_t>(page) >= static_cast<uint32_t>(args.num_pages)) return nowhere;
-  return {.page = page, .token = position - request_page * args.page_size};
-}
-
-__device__ __forceinline__ uint4 load_chunk(const RowTensor& rows, uint32_t row, uint32_t head,
-                                            uint32_t chunk, int element_bytes) {
-  const int64_t elements = row * rows.token_stride + head * rows.head_stride;
-  return ptx::load_16(static_cast<const char*>(rows.data) + elements * element_bytes + chunk * kChunkBytes);
-}
-
-__device__ __forceinline__ void store_chunk(const PagedTensor& cache, const CacheSlot& slot, uint32_t head,
-                                            uint32_t chunk, int element_bytes, uint4 x) {
-  const int64_t elements =
-      slot.page * cache.page_stride + slot.token * cache.token_stride + head * cache.head_stride;
-  auto* row = static_cast<char*>(const_cast<void*>(cache.data)) + elements * element_bytes;
-  reinterpret_cast<uint4*>(row)[chunk] = x;
-}
-
-__device__ __forceinline__ void append_chunk(const AppendArgs& args, uint32_t thread) {
-  const int element_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
-  const uint32_t key_chunks = args.head_dim_qk * element_bytes / kChunkBytes;
-  const uint32_t value_chunks = args.head_dim_vo * element_bytes / kChunkBytes;
-  const uint32_t head_chunks = max(key_chunks, value_chunks);
-  const uint32_t row_chunk = thread / head_chunks;
-  const uint32_t chunk = thread - row_chunk * head_chunks;
-  const uint32_t row = row_chunk / args.num_kv_heads;
-  const uint32_t head = row_chunk - row * args.num_kv_heads;
-  if (row >= static_cast<uint32_t>(args.num_rows)) return;
-  // Before the slot is known: they are on their way while it is looked up.
-  uint4 key{}, value{};
-  if (chunk < key_chunks) key = load_chunk(args.append_key, row, head, chunk, element_bytes);
-  if (chunk < value_chunks) value = load_chunk(args.append_value, row, head, chunk, element_bytes);
-  const CacheSlot slot = find_slot(args, row);
-  if (slot.page < 0) return;
-  if (chunk < key_chunks) store_chunk(args.k, slot, head, chunk, element_bytes, key);
-  if (chunk < value_chunks) store_chunk(args.v, slot, head, chunk, element_bytes, value);
-}
 
 }  // namespace
 }  // namespace onewave
 
 extern "C" __global__ void __launch_bounds__(onewave::kRowThreads)
     onewave_append(const __grid_constant__ onewave::AppendArgs args) {
-  onewave::append_chunk(args, blockIdx.x * onewave::kRowThreads + threadIdx.x);
+  using onewave::DType;
+  const int element_bytes = args.dtype == DType::kFloat32 ? 4 : args.dtype == DType::kFloat8E4M3 ? 1 : 2;
+  onewave::append_chunk<onewave::Copy>(args, element_bytes, element_bytes);
 }

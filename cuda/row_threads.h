@@ -1,6 +1,6 @@
 #pragma once
 
-/// What the host and the kernels of rows (append.cu, merge_states.cu) must agree on.
+/// What the host and the kernels of rows (append.cuh, merge_states.cu) must agree on.
 
 #include <cstdint>
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onewave
@@ -10,6 +11,19 @@ import torch
 
 LAYOUTS = ("NHD", "HND", "pair", "strided")
 UNTOUCHED = 7.0
+FP8 = torch.float8_e4m3fn
+
+# Of rows of 2 kv heads that are quantised.
+SCALES: dict[str, dict[str, float | torch.Tensor]] = {
+    "none": {},
+    "floats": {"k_scale": 0.037, "v_scale": 3},
+    "one of them": {"v_scale": 0.005},
+    "tensors of one element": {"k_scale": torch.tensor(0.3), "v_scale": torch.tensor([0.01])},
+    "a factor for each head": {
+        "k_scale": torch.tensor([0.7, 0.003]),
+        "v_scale": torch.tensor([0.1, math.nan, math.nan, 2.3])[::3],
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ def empty_cache(
         "HND": [(num_pages, 2, num_kv_heads, page_size, head_dim)],
         "pair": [(num_pages, page_size, num_kv_heads, columns) for columns in (head_dim, head_dim_vo)],
         "strided": [
-            (num_pages, 3, page_size, 2 * num_kv_heads, head_dim + 8),
+            (num_pages, 3, page_size, 2 * num_kv_heads, head_dim + 16),
             (num_pages, 2, page_size, 3 * num_kv_heads, head_dim_vo + 16),
         ],
     }[layout]
@@ -73,10 +87,15 @@ class Append:
     rows: dict[str, torch.Tensor]  # append_key, append_value, batch_indices, positions
     cache: Cache
     tables: dict[str, torch.Tensor]  # kv_indices, kv_indptr, kv_last_page_len
+    scales: dict[str, float | torch.Tensor] = field(default_factory=dict)  # k_scale, v_scale
 
     def run(self) -> None:
         onewave.append_paged_kv_cache(
-            *self.rows.values(), self.cache.argument, *self.tables.values(), self.cache.kv_layout
+            *self.rows.values(),
+            self.cache.argument,
+            *self.tables.values(),
+            self.cache.kv_layout,
+            **self.scales,
         )
 
     def to(self, device: str) -> Append:
@@ -84,6 +103,10 @@ class Append:
             {name: _moved(tensor, device) for name, tensor in self.rows.items()},
             self.cache.to(device),
             {name: _moved(tensor, device) for name, tensor in self.tables.items()},
+            {
+                name: _moved(scale, device) if isinstance(scale, torch.Tensor) else scale
+                for name, scale in self.scales.items()
+            },
         )
 
     def with_(self, **changes: torch.Tensor) -> Append:
@@ -92,13 +115,17 @@ class Append:
             {name: changes.get(name, tensor) for name, tensor in part.items()}
             for part in (self.rows, self.tables)
         )
-        return Append(rows, self.cache.to(str(self.cache.memory[0].device)), tables)
+        return replace(self, rows=rows, cache=self.cache.to(str(self.cache.memory[0].device)), tables=tables)
 
     def expected(self) -> tuple[torch.Tensor, ...]:
         """The cache's memory after the call."""
         cache = self.cache.to("cpu")
-        pages = cache.pages
+        pages = [bits(part) for part in cache.pages]
         key, value, batch_indices, positions = (tensor.cpu() for tensor in self.rows.values())
+        if cache.memory[0].dtype == FP8 != key.dtype:
+            key = quantised(key, self.scales.get("k_scale", 1))
+            value = quantised(value, self.scales.get("v_scale", 1))
+        key, value = bits(key), bits(value)
         kv_indices, kv_indptr, _ = (tensor.tolist() for tensor in self.tables.values())
         num_pages, page_size = pages[0].shape[:2]
         for i, (request, position) in enumerate(zip(batch_indices.tolist(), positions.tolist(), strict=True)):
@@ -115,10 +142,42 @@ class Append:
 
     def check(self, expected: tuple[torch.Tensor, ...]) -> None:
         for part, (memory, wanted) in enumerate(zip(self.cache.memory, expected, strict=True)):
-            is_wrong = memory.cpu() != wanted
+            is_wrong = bits(memory.cpu()) != bits(wanted)
             assert not bool(is_wrong.any()), (
                 f"{self.cache.layout} part {part}: {int(is_wrong.sum())} elements, first at {is_wrong.nonzero()[0]}"
             )
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Elements of fp8 as bytes, of which torch can do more, and a NaN equals itself."""
+    return tensor.view(torch.uint8) if tensor.dtype == FP8 else tensor
+
+
+def quantised(rows: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """[nnz, num_kv_heads, head_dim] in fp8: the nearest of all its numbers, and of two the even one."""
+    one = torch.ones((), dtype=torch.float32)
+    scaled = rows.float() * (one / torch.as_tensor(scale, dtype=torch.float32).cpu().reshape(-1, 1))
+    numbers = torch.arange(127, dtype=torch.uint8).view(FP8).double()
+    size = scaled.abs().double().clamp(max=448)
+    above = torch.searchsorted(numbers, size).clamp(1, 126)
+    below = above - 1
+    middle = (numbers[above] + numbers[below]) / 2
+    code = torch.where((size > middle) | ((size == middle) & (above % 2 == 0)), above, below)
+    code = torch.where(scaled.isnan(), 0x7F, code + 0x80 * scaled.signbit())
+    return code.to(torch.uint8).view(FP8)
+
+
+def hard_elements() -> torch.Tensor:
+    """float32 [num, 2, 64] of both signs: the numbers of fp8, the middles between neighbours and what is next to those,
+    and what is too large, infinite, too small or NaN."""
+    numbers = torch.arange(127, dtype=torch.uint8).view(FP8).float()
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    infinity = torch.tensor(math.inf)
+    edges = torch.tensor([448.1, 464, 465, 480, 1e30, math.inf, math.nan, 1e-40, 2**-10, 2**-11])
+    positive = torch.cat((numbers, middles, middles.nextafter(infinity), middles.nextafter(-infinity), edges))
+    both = torch.cat((positive, -positive))
+    num_rows = -(-both.numel() // 128)
+    return both.repeat(2)[: num_rows * 128].view(num_rows, 2, 64)
 
 
 def _moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
@@ -141,10 +200,13 @@ def random_append(
     head_dim: int = 64,
     head_dim_vo: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype | None = None,
     layout: str = "NHD",
     num_padding_rows: int = 0,
+    scales: str = "none",
 ) -> Append:
-    """Requests of old_lens keys that get new_lens more, in shuffled pages; the rows of a fused projection."""
+    """Requests of old_lens keys that get new_lens more, in shuffled pages; the rows of a fused projection. kv_dtype: of
+    the cache, where it is another. scales: one of SCALES."""
     generator = torch.Generator().manual_seed(seed)
     seq_lens = int32([old + new for old, new in zip(old_lens, new_lens, strict=True)])
     pages_each = (seq_lens + page_size - 1) // page_size
@@ -163,12 +225,13 @@ def random_append(
             "batch_indices": batch_indices,
             "positions": positions,
         },
-        empty_cache(layout, num_used + 3, page_size, num_kv_heads, head_dim, out_dim, dtype),
+        empty_cache(layout, num_used + 3, page_size, num_kv_heads, head_dim, out_dim, kv_dtype or dtype),
         {
             "kv_indices": kv_indices,
             "kv_indptr": kv_indptr,
             "kv_last_page_len": seq_lens - (pages_each - 1) * page_size,
         },
+        SCALES[scales],
     )
 
 

@@ -18,7 +18,7 @@ int driver_version = 13000;
 int num_devices = 1;
 int capability = 90;
 int kernel_param_bytes = 832; /* of attention */
-int append_param_bytes = 184;
+int append_param_bytes = 232;
 int merge_param_bytes = 216;
 int kv_lens_param_bytes = 8;
 int is_capturing = 0;
@@ -37,7 +37,8 @@ int num_copies = 0;
 uint64_t copied_bytes = 0; /* by the last copy */
 int num_maps = 0;
 int num_launches = 0;
-unsigned launch_config[7]; /* grid, block, shared bytes */
+const char* launch_name = ""; /* of the last kernel */
+unsigned launch_config[7];    /* grid, block, shared bytes */
 unsigned char launch_params[832];
 int launch_overlaps = 0; /* programmatic dependent launch */
 
@@ -109,6 +110,7 @@ static struct kernel {
   int* param_bytes;
 } kernels[] = {{"onewave_attention", &kernel_param_bytes},
                {"onewave_append", &append_param_bytes},
+               {"onewave_append_fp8", &append_param_bytes},
                {"onewave_merge_states", &merge_param_bytes},
                {"onewave_update_kv_lens", &kv_lens_param_bytes}};
 
@@ -173,6 +175,7 @@ int cuTensorMapEncodeTiled(void* map, int data_type, unsigned rank, void* addres
 }
 int cuLaunchKernelEx(const unsigned* config, struct kernel* function, void** params, void** extra) {
   (void)extra;
+  launch_name = function->name;
   memcpy(launch_config, config, sizeof(launch_config));
   memcpy(launch_params, params[0], *function->param_bytes);
   launch_overlaps = 0;

@@ -5,12 +5,24 @@ import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import onewave
 import pytest
 import torch
-from appends import LAYOUTS, SKIPPED, Append, Cache, int32, random_append, skipping_append
+from appends import (
+    FP8,
+    LAYOUTS,
+    SCALES,
+    SKIPPED,
+    Append,
+    Cache,
+    hard_elements,
+    int32,
+    random_append,
+    skipping_append,
+)
 from dense_batch import DenseBatch, Expected, Heads, Lens
 from gpu_checks import MAX_RELATIVE_ERROR, check_lse, make_attention
 from merges import merged, random_states, states_of_parts
@@ -55,6 +67,68 @@ def test_types_and_head_dims(dtype: torch.dtype) -> None:
     for head_dim, head_dim_vo in ((192, 128), (8, 24)):
         dims = {"head_dim": head_dim, "head_dim_vo": head_dim_vo}
         check_append(random_append([5, 0, 90], [1, 33, 7], 2, dtype=dtype, layout="pair", **dims))
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_quantised_to_fp8(dtype: torch.dtype, scales: str) -> None:
+    for page_size in (1, 16, 5):
+        for layout in LAYOUTS:
+            check_append(
+                random_append(
+                    *([5, 0, 90], [1, 33, 700], 2),
+                    dtype=dtype,
+                    kv_dtype=FP8,
+                    page_size=page_size,
+                    layout=layout,
+                    head_dim=128,
+                    num_padding_rows=3,
+                    scales=scales,
+                )
+            )
+    for head_dim, head_dim_vo in ((16, 16), (192, 128), (80, 576)):
+        check_append(
+            random_append(
+                *([5, 0, 90], [1, 33, 7], 3),
+                dtype=dtype,
+                kv_dtype=FP8,
+                layout="pair",
+                head_dim=head_dim,
+                head_dim_vo=head_dim_vo,
+                scales=scales,
+            )
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_nearest_of_fp8(dtype: torch.dtype) -> None:
+    """Ties, what is beyond 448, infinities, subnormal numbers and NaN."""
+    hard = hard_elements().to(dtype)
+    for scale in (None, 0.5, 0.3, 1e-37, 1e38):
+        append = random_append([0], [len(hard)], 1, dtype=dtype, kv_dtype=FP8)
+        append = append.with_(append_key=hard, append_value=-hard)
+        check_append(replace(append, scales={} if scale is None else {"k_scale": scale, "v_scale": scale}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_fp8_are_copied(layout: str) -> None:
+    for page_size in (1, 16, 5):
+        check_append(random_append([5, 0, 90], [1, 33, 7], 2, dtype=FP8, page_size=page_size, layout=layout))
+
+
+def test_a_graph_reads_the_scales_of_its_replay() -> None:
+    append = random_append([3], [70], 1, kv_dtype=FP8, scales="a factor for each head").to("cuda")
+    append.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        append.run()
+    for factor in (1.0, 0.2, 17.0):
+        for scale in append.scales.values():
+            assert isinstance(scale, torch.Tensor)
+            scale.mul_(factor)
+        expected = append.expected()
+        graph.replay()
+        append.check(expected)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 8, 5000])

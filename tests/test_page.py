@@ -8,7 +8,17 @@ from typing import Any
 import onewave
 import pytest
 import torch
-from appends import LAYOUTS, SKIPPED, Append, int32, random_append, skipping_append
+from appends import (
+    FP8,
+    LAYOUTS,
+    SCALES,
+    SKIPPED,
+    Append,
+    hard_elements,
+    int32,
+    random_append,
+    skipping_append,
+)
 from dense_batch import DenseBatch, Heads, Lens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +40,12 @@ PARAMETERS = {
 
 def test_names_order_and_defaults_are_flashinfers() -> None:
     parameters = inspect.signature(onewave.append_paged_kv_cache).parameters
-    assert {name: parameter.default for name, parameter in parameters.items()} == PARAMETERS
+    theirs = {name: p.default for name, p in parameters.items() if p.kind != inspect.Parameter.KEYWORD_ONLY}
+    assert theirs == PARAMETERS
+    assert {name: parameters[name].default for name in parameters.keys() - theirs} == {
+        "k_scale": None,
+        "v_scale": None,
+    }
     names = list(inspect.signature(onewave.get_batch_indices_positions).parameters)
     assert names == ["append_indptr", "seq_lens", "nnz"]
 
@@ -61,6 +76,58 @@ def test_types_and_head_dims(dtype: torch.dtype, head_dim: int) -> None:
     expected = append.expected()
     append.run()
     append.check(expected)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_are_quantised_to_fp8(dtype: torch.dtype, scales: str) -> None:
+    for page_size, layout in ((1, "NHD"), (16, "HND"), (5, "strided"), (5, "pair")):
+        append = random_append(
+            *([5, 0, 90], [1, 33, 7], 2),
+            dtype=dtype,
+            kv_dtype=FP8,
+            page_size=page_size,
+            layout=layout,
+            head_dim=48,
+            num_padding_rows=3,
+            scales=scales,
+        )
+        expected = append.expected()
+        append.run()
+        append.check(expected)
+
+
+def test_the_nearest_of_fp8() -> None:
+    hard = hard_elements()
+    append = random_append([0], [len(hard)], 1, dtype=torch.float32, kv_dtype=FP8)
+    append = append.with_(append_key=hard, append_value=-hard)
+    expected = append.expected()
+    append.run()
+    append.check(expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_fp8_are_copied(layout: str) -> None:
+    """All codes, NaN with a sign among them."""
+    append = random_append([3], [4], 1, dtype=FP8, layout=layout, page_size=5)
+    codes = torch.arange(512).to(torch.uint8).view(FP8).view(4, 2, 64)
+    append = append.with_(append_key=codes, append_value=codes.flip(0))
+    expected = append.expected()
+    append.run()
+    append.check(expected)
+
+
+@pytest.mark.parametrize("scales", [name for name in SCALES if name != "none"])
+def test_what_is_stored_times_the_scale_is_the_row(scales: str) -> None:
+    append = random_append([0], [16], 1, kv_dtype=FP8, scales=scales)
+    append.run()
+    page = append.tables["kv_indices"][0]
+    for pages, name in zip(append.cache.pages, ("key", "value"), strict=True):
+        scale = torch.as_tensor(append.scales.get(f"{name[0]}_scale", 1.0)).reshape(-1, 1)
+        row = append.rows[f"append_{name}"].float()
+        limit = 448 * scale
+        error = (pages[page].float() * scale - row.clamp(-limit, limit)).abs()
+        assert bool((error <= row.abs() / 15 + scale * 2**-10).all())
 
 
 @pytest.mark.parametrize("layout", ["pair", "strided"])
@@ -204,6 +271,16 @@ BAD_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         lambda cache: cache.repeat(1, 1, 1, 1, 2)[..., :68].contiguous()[..., :64],
         "multiples of 16 bytes",
     ),
+    "scales of rows that are copied": (
+        "k_scale",
+        lambda _: 0.5,
+        "it must be None where rows have the cache's dtype",
+    ),
+    "a scale of 1 too": (
+        "v_scale",
+        lambda _: torch.ones(1),
+        "it must be None where rows have the cache's dtype",
+    ),
     "another layout": ("kv_layout", lambda _: "NDH", "is 'NDH'; it must be 'NHD' or 'HND'"),
 }
 
@@ -219,6 +296,63 @@ def test_it_refuses(mistake: str) -> None:
     if mistake not in ("no heads", "pages of no tokens"):
         error.match(name)
     append.check(untouched)
+
+
+# As above, of rows that are quantised.
+BAD_FP8: dict[str, tuple[str, Any, str]] = {
+    "0": ("k_scale", 0.0, "is 0.0; it must be positive and finite"),
+    "NaN": ("v_scale", math.nan, "is nan; it must be positive and finite"),
+    "too small to divide by": ("k_scale", 1e-39, "1 / k_scale is .*; it must be positive and finite"),
+    "a list": ("v_scale", [1.0, 2.0], "must be a float or a float32 tensor"),
+    "of bfloat16": ("k_scale", torch.ones(2, dtype=torch.bfloat16), "it must be torch.float32"),
+    "elsewhere": ("v_scale", torch.ones(2, device="meta"), "meta; it must be on cpu"),
+    "of query heads": ("k_scale", torch.ones(4), r"\(4,\); it must have one element or be \[2\]: num_kv"),
+    "in a column": ("v_scale", torch.ones(2, 1), r"\(2, 1\); it must have one element or be \[2\]"),
+    "no element": ("k_scale", torch.ones(0), r"\(0,\); it must have one element or be \[2\]"),
+    "values of fp8": ("append_value", torch.ones(11, 2, 64).to(FP8), "it must be torch.bfloat16"),
+    "pair of two types": (
+        "paged_kv_cache",
+        tuple(torch.ones(7, 16, 2, 64).to(dtype) for dtype in (FP8, torch.bfloat16)),
+        r"paged_kv_cache\[1\] has dtype torch.bfloat16; it must be torch.float8_e4m3fn",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_FP8)
+def test_it_refuses_for_fp8(mistake: str) -> None:
+    name, value, message = BAD_FP8[mistake]
+    append = random_append([35, 3], [6, 5], 1, kv_dtype=FP8)
+    untouched = append.cache.to("cpu").memory
+    with pytest.raises(ERRORS, match=message) as error:
+        onewave.append_paged_kv_cache(**(arguments_of(append) | {name: value}))
+    error.match(name)
+    append.check(untouched)
+
+
+def test_rows_of_fp8_need_such_a_cache_and_no_scale() -> None:
+    append = random_append([35, 3], [6, 5], 1, dtype=FP8)
+    arguments = arguments_of(append)
+    for changes, message in (
+        ({"k_scale": 0.5}, "k_scale is 0.5; it must be None where rows"),
+        (
+            {"paged_kv_cache": append.cache.argument.bfloat16()},
+            "paged_kv_cache has dtype torch.bfloat16; it must be torch.float8_e4m3fn",
+        ),
+        (
+            {name: arguments[name][..., :8] for name in ("append_key", "append_value")},
+            "append_key has rows of 8 bytes",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            onewave.append_paged_kv_cache(**(arguments | changes))
+
+
+def test_rows_of_the_cache_are_multiples_of_16_bytes_too() -> None:
+    append = random_append([35, 3], [6, 5], 1, kv_dtype=FP8, head_dim=32)
+    arguments = arguments_of(append)
+    cut = {name: arguments[name][..., :24] for name in ("append_key", "append_value", "paged_kv_cache")}
+    with pytest.raises(ValueError, match="paged_kv_cache has rows of 24 bytes"):
+        onewave.append_paged_kv_cache(**(arguments | cut))
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from onewave import _core
 
 Check = Callable[[Path], None]
 # struct AppendArgs and MergeArgs of onewave/row_kernels.h.
-APPEND = struct.Struct("<5i4xQ2qQ2qQQ2iQ3qQ3q2iQQ")
+HEAD_SCALES = "Qqf4x"
+APPEND = struct.Struct(f"<6iQ2qQ2qQQ2iQ3qQ3q2iQQ{HEAD_SCALES}{HEAD_SCALES}")
 STATES = "Q3qQ3qi4x"
 MERGE = struct.Struct(f"<4i{STATES}{STATES}Q2qQ2qQ")
-BFLOAT16 = 2  # DType::kBFloat16
+FLOAT32, BFLOAT16, FLOAT8_E4M3 = 0, 2, 3  # DType
 
 NUM_ROWS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE = 9, 2, 128, 16
 HEAD_STRIDES = (NUM_KV_HEADS * HEAD_DIM, HEAD_DIM)
@@ -28,6 +29,7 @@ def append_arguments(**changes: Any) -> dict[str, Any]:
     return {
         "device": 0,
         "dtype": _core.DType.BFLOAT16,
+        "kv_dtype": _core.DType.BFLOAT16,
         "num_kv_heads": NUM_KV_HEADS,
         "head_dim_qk": HEAD_DIM,
         "head_dim_vo": HEAD_DIM,
@@ -44,6 +46,8 @@ def append_arguments(**changes: Any) -> dict[str, Any]:
         "num_kv_indices": 30,
         "kv_indices": 0x7000,
         "kv_indptr": 0x8000,
+        "k_scale": _core.HeadScales(),
+        "v_scale": _core.HeadScales(),
         "stream": 0,
     } | changes
 
@@ -92,6 +96,10 @@ def launched(fake: FakeDriver, params: struct.Struct) -> tuple[list[int], tuple[
     return list(config), params.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
 
 
+def launched_name(fake: FakeDriver) -> bytes | None:
+    return ctypes.c_char_p.in_dll(fake.library, "launch_name").value
+
+
 def check_append_is_one_launch(path: Path) -> None:
     fake = FakeDriver(path)
     append()
@@ -99,15 +107,33 @@ def check_append_is_one_launch(path: Path) -> None:
     config, params = launched(fake, APPEND)
     assert config == [2, 1, 1, 256, 1, 1, 0]
     assert params == (
-        *(BFLOAT16, NUM_KV_HEADS, HEAD_DIM, HEAD_DIM, PAGE_SIZE),
+        *(BFLOAT16, BFLOAT16, NUM_KV_HEADS, HEAD_DIM, HEAD_DIM, PAGE_SIZE),
         *(0x1000, *HEAD_STRIDES, 0x2000, *HEAD_STRIDES),
         *(0x3000, 0x4000, NUM_ROWS, 3),
         *(0x5000, *PAGE_STRIDES, 0x6000, *PAGE_STRIDES),
         *(40, 30, 0x7000, 0x8000),
+        *(0, 0, 1.0, 0, 0, 1.0),
     )
-    assert fake.get("num_launches") == 1
+    assert (fake.get("num_launches"), launched_name(fake)) == (1, b"onewave_append")
     append(head_dim_vo=2 * HEAD_DIM)  # of the longer rows, twice as many chunks
     assert launched(fake, APPEND)[0] == [3, 1, 1, 256, 1, 1, 0]
+
+
+def check_an_append_to_fp8(path: Path) -> None:
+    """A chunk of the cache is one thread's: 9 rows of 2 heads of 8 chunks."""
+    fake = FakeDriver(path)
+    fp8, bfloat16, float32 = _core.DType.FLOAT8_E4M3, _core.DType.BFLOAT16, _core.DType.FLOAT32
+    scales = {"k_scale": _core.HeadScales(0x9004, 3), "v_scale": _core.HeadScales(scale=0.25)}
+    for dtype, code in ((bfloat16, BFLOAT16), (float32, FLOAT32)):
+        append(dtype=dtype, kv_dtype=fp8, **scales)
+        config, params = launched(fake, APPEND)
+        assert (config, launched_name(fake)) == ([1, 1, 1, 256, 1, 1, 0], b"onewave_append_fp8")
+        assert (params[:2], params[-6:]) == ((code, FLOAT8_E4M3), (0x9004, 3, 1.0, 0, 0, 0.25))
+    append(dtype=fp8, kv_dtype=fp8, num_rows=17)
+    config, params = launched(fake, APPEND)
+    assert (config, launched_name(fake)) == ([2, 1, 1, 256, 1, 1, 0], b"onewave_append")
+    assert params[:2] == (FLOAT8_E4M3, FLOAT8_E4M3)
+    assert fake.get("num_launches") == 3
 
 
 def check_merge_is_one_launch(path: Path) -> None:
@@ -187,9 +213,9 @@ def check_a_device_that_cannot(path: Path) -> None:
 
 
 def check_kernels_of_another_build(path: Path) -> None:
-    FakeDriver(path, append_param_bytes=168, merge_param_bytes=224)
+    FakeDriver(path, append_param_bytes=184, merge_param_bytes=224)
     with pytest.raises(
-        _core.DeviceError, match="append takes 168 bytes of parameters, the library passes 184"
+        _core.DeviceError, match="append takes 184 bytes of parameters, the library passes 232"
     ):
         append()
     with pytest.raises(_core.DeviceError, match="merge_states takes 224 bytes of .* passes 216"):
@@ -220,6 +246,7 @@ def check_strides_that_are_never_taken(path: Path) -> None:
 
 def check_bad_appends(path: Path) -> None:
     fake = FakeDriver(path)
+    fp8: dict[str, Any] = {"kv_dtype": _core.DType.FLOAT8_E4M3}
     row = NUM_KV_HEADS * HEAD_DIM
     for changes, message in (
         ({"head_dim_qk": 0}, "head_dim_qk is 0; it must be at least 1"),
@@ -246,6 +273,26 @@ def check_bad_appends(path: Path) -> None:
         ({"k": _core.PagedTensor(0x5000, 100, row, HEAD_DIM)}, "k page stride is 100 elements"),
         ({"v": _core.PagedTensor(0x5000, 4096, 100, HEAD_DIM)}, "v token stride is 100 elements"),
         ({"v": _core.PagedTensor(0x5000, 4096, row, 100)}, "v head stride is 100 elements"),
+        ({"kv_dtype": _core.DType.FLOAT16}, "kv_dtype is float16; .* bfloat16, or float8_e4m3fn"),
+        ({"dtype": _core.DType.FLOAT8_E4M3}, "kv_dtype is bfloat16; .* new rows, float8_e4m3fn"),
+        (
+            {"k_scale": _core.HeadScales(scale=0.5)},
+            "k_scale is given; it must not be where dtype is kv_dtype, bfloat16",
+        ),
+        (
+            {"v_scale": _core.HeadScales(0x9000)},
+            "v_scale is given; it must not be where dtype is kv_dtype, bfloat16",
+        ),
+        (
+            fp8 | {"head_dim_qk": 24},
+            "head_dim_qk is 24 elements of float8_e4m3fn; it must be a multiple of 16",
+        ),
+        (fp8 | {"k": _core.PagedTensor(0x5000, 4096, row, 136)}, "k head stride is 136 elements"),
+        (
+            fp8 | {"k_scale": _core.HeadScales(scale=-1)},
+            "k_scale is -1; it and its reciprocal must be positive",
+        ),
+        (fp8 | {"v_scale": _core.HeadScales(scale=1e-39)}, "v_scale is .*; it and its reciprocal must be"),
     ):
         with pytest.raises(ValueError, match=message):
             append(**changes)
@@ -269,6 +316,7 @@ def check_bad_merges(path: Path) -> None:
         ({"out": _core.RowTensor(0x3008, 256, 128)}, "out must start at a multiple of 16 bytes"),
         ({"out": _core.RowTensor(0x3000, 100, 128)}, "out token stride is 100 elements"),
         ({"lse": 0}, "lse is null"),
+        ({"dtype": _core.DType.FLOAT8_E4M3}, "dtype of v and out is float8_e4m3fn"),
     ):
         with pytest.raises(ValueError, match=message):
             merge(**changes)
@@ -279,6 +327,7 @@ def check_bad_merges(path: Path) -> None:
     "check",
     [
         check_append_is_one_launch,
+        check_an_append_to_fp8,
         check_merge_is_one_launch,
         check_lanes_of_a_row,
         check_nothing_to_do_is_no_launch,

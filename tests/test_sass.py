@@ -24,7 +24,7 @@ Figures = dict[str, int]
 Kernel = tuple[str, list[Instruction]]
 
 # A warp's loads and stores of 16 bytes a lane.
-ROW_KERNELS = ("append", "merge_states")
+ROW_KERNELS = ("append", "append_fp8", "merge_states")
 # Those without roles and products.
 SMALL_KERNELS = (*ROW_KERNELS, "update_kv_lens")
 
@@ -116,15 +116,18 @@ def test_rows_are_read_and_written_16_bytes_at_a_time(name: str) -> None:
     code = kernels()[name]
     loads = [i.opcode for i in code if i.is_a("LDG")]
     stores = [i.opcode for i in code if i.is_a("STG")]
-    # K and V; four states and one result, of each of three types.
-    expected = {"append": (2, 2), "merge_states": (12, 3)}[name]
+    # K and V; of each of three types K and V, of 4, 2 and 2 bytes for each of fp8; of each of three types four states
+    # and one result.
+    expected = {"append": (2, 2), "append_fp8": (16, 6), "merge_states": (12, 3)}[name]
     assert (loads.count("LDG.E.128"), stores.count("STG.E.128")) == expected
 
 
-def test_new_rows_are_on_their_way_before_their_place_is_known() -> None:
-    """Both loads stand before the load of a page id, and before the branches of rows that are skipped."""
-    loads = [i.opcode for i in kernels()["append"] if i.is_a("LDG")]
-    assert loads[2:4] == ["LDG.E.128"] * 2 and loads.count("LDG.E") == 5
+@pytest.mark.parametrize("name", ["append", "append_fp8"])
+def test_new_rows_are_on_their_way_before_their_place_is_known(name: str) -> None:
+    """For each type as many loads of K as of V, and after them those of a request's pages (two) and of a page id, which
+    wait for branches of rows that are skipped."""
+    loads = "".join("x" if i.opcode == "LDG.E.128" else "." for i in kernels()[name] if i.is_a("LDG"))
+    assert re.fullmatch(r"(?:\.*(x+)\.*\1\.{3,})+", loads)
 
 
 def test_the_roles_fit_the_registers_of_a_cta(kernel: Kernel) -> None:

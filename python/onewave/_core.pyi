@@ -316,6 +316,11 @@ class PagedTensor:
 
     def __init__(self, data: int, page_stride: int, token_stride: int, head_stride: int) -> None: ...
 
+class HeadScales:
+    """Factors of fp8 rows, float32: at data + head * head_stride elements, or `scale` for all where data is 0."""
+
+    def __init__(self, data: int = 0, head_stride: int = 0, scale: float = 1.0) -> None: ...
+
 class StateSet:
     """v [token, state, head, column] and s [token, state, head]; strides in elements."""
 
@@ -335,6 +340,7 @@ class StateSet:
 def append_paged_kv_cache(
     device: int,
     dtype: DType,
+    kv_dtype: DType,
     num_kv_heads: int,
     head_dim_qk: int,
     head_dim_vo: int,
@@ -351,6 +357,8 @@ def append_paged_kv_cache(
     num_kv_indices: int,
     kv_indices: int,
     kv_indptr: int,
+    k_scale: HeadScales,
+    v_scale: HeadScales,
     stream: int,
 ) -> None:
     """One launch on `stream`; the first on a device loads the kernel."""

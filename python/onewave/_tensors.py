@@ -1,5 +1,6 @@
 """The tensors of a run: checked against the plan, and as the addresses and strides that the extension takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,18 +70,24 @@ def make_shape(
     return Shape(num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type)
 
 
-def check_first_rows(name: str, value: Any, num_dims: int) -> torch.device:
+def check_first_rows(
+    name: str, value: Any, num_dims: int, dtypes: Mapping[torch.dtype, _core.DType] = CORE_DTYPES
+) -> torch.device:
     """Rows whose dtype, head_dim (the last size) and device, which is returned, are what other tensors must have."""
     device = check_device(name, value)
-    check_dtype(f"the dtype of {name}", value.dtype)
+    check_dtype(f"the dtype of {name}", value.dtype, dtypes)
     check_tensor(name, value, dtype=value.dtype, devices=(device,), num_dims=num_dims)
-    row_bytes = value.shape[-1] * value.element_size()
+    check_row_bytes(name, value.shape[-1], value.dtype)
+    check_rows_aligned(name, value)
+    return device
+
+
+def check_row_bytes(name: str, head_dim: int, dtype: torch.dtype) -> None:
+    row_bytes = head_dim * dtype.itemsize
     if row_bytes == 0 or row_bytes % ROW_ALIGNMENT != 0:
         raise ValueError(
             f"{name} has rows of {row_bytes} bytes, its last dimension; it must have a multiple of {ROW_ALIGNMENT}"
         )
-    check_rows_aligned(name, value)
-    return device
 
 
 def check_rows(name: str, value: Any, like: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:

@@ -1,5 +1,7 @@
 """The limits of an object and the workspace that they fix."""
 
+from collections.abc import Mapping
+
 import torch
 
 from onewave import _core
@@ -20,6 +22,8 @@ CORE_DTYPES = {
     torch.float16: _core.DType.FLOAT16,
     torch.bfloat16: _core.DType.BFLOAT16,
 }
+# Of K and V.
+CORE_KV_DTYPES = CORE_DTYPES | {torch.float8_e4m3fn: _core.DType.FLOAT8_E4M3}
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -44,9 +48,11 @@ def resolve_device(device: torch.device | str) -> torch.device:
     return resolved
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
-    if not isinstance(dtype, torch.dtype) or dtype not in CORE_DTYPES:
-        raise ValueError(f"{name} is {dtype!r}; it must be one of {', '.join(map(str, CORE_DTYPES))}")
+def check_dtype(
+    name: str, dtype: torch.dtype, dtypes: Mapping[torch.dtype, _core.DType] = CORE_DTYPES
+) -> None:
+    if not isinstance(dtype, torch.dtype) or dtype not in dtypes:
+        raise ValueError(f"{name} is {dtype!r}; it must be one of {', '.join(map(str, dtypes))}")
 
 
 def make_limits(

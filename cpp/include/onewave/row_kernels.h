@@ -1,8 +1,9 @@
 #pragma once
 
 /// Work on rows that needs no plan: new K and V into pages, and partial results of attention into one. Each
-/// struct is also its kernel's parameter (cuda/append.cu, cuda/merge_states.cu), so a CUDA graph bakes in all
-/// that stands in it: addresses, strides and sizes. What the addresses point to is read by the launch.
+/// struct is also its kernel's parameter (cuda/append.cu, append_fp8.cu, merge_states.cu), so a CUDA graph
+/// bakes in all that stands in it: addresses, strides and sizes. What the addresses point to is read by the
+/// launch.
 
 #include <onewave/types.h>
 
@@ -18,10 +19,22 @@ struct RowTensor {
   int64_t head_stride;
 };
 
+/// Factors that the rows of a cache of fp8 are to be multiplied with, as KvScales of a run: one for each
+/// head, or one for all.
+struct HeadScales {
+  const float* data = nullptr;  ///< the factor of head h is at data + h * head_stride; null: `scale` is all
+  int64_t head_stride = 0;      ///< in elements; 0: all heads have the first
+  float scale = 1;
+};
+
 /// Row i becomes the keys and values of request batch_indices[i] at token positions[i]: of its page
 /// kv_indices[kv_indptr[request] + position / page_size], token position % page_size.
+///
+/// Where kv_dtype is another than dtype an element x is stored as x * (1 / scale), both rounded to float32,
+/// then rounded to the nearest of fp8, ties to even. Beyond 448 it is 448 with x's sign; NaN is 0x7f.
 struct AppendArgs {
-  DType dtype;
+  DType dtype;     ///< of append_key and append_value
+  DType kv_dtype;  ///< of k and v: the same, or kFloat8E4M3
   int32_t num_kv_heads;
   int32_t head_dim_qk;  ///< columns of a row of keys
   int32_t head_dim_vo;  ///< of values
@@ -38,6 +51,8 @@ struct AppendArgs {
   int32_t num_kv_indices;
   const int32_t* kv_indices;  ///< [num_kv_indices]
   const int32_t* kv_indptr;   ///< [batch_size + 1]
+  HeadScales k_scale;         ///< the default where kv_dtype is dtype
+  HeadScales v_scale;
 };
 
 /// Results of attention over parts of the keys: of state i of row (token, head) v[token, i, head] is the
@@ -73,7 +88,7 @@ struct MergeArgs {
   const bool* mask;  ///< [num_tokens]: the rows of a token of false are left as they are; may be null
 };
 
-static_assert(sizeof(AppendArgs) == 184 && sizeof(StateSet) == 72 && sizeof(MergeArgs) == 216 &&
+static_assert(sizeof(AppendArgs) == 232 && sizeof(StateSet) == 72 && sizeof(MergeArgs) == 216 &&
                   sizeof(bool) == 1,
               "host and device must agree");
 
@@ -81,9 +96,9 @@ static_assert(sizeof(AppendArgs) == 184 && sizeof(StateSet) == 72 && sizeof(Merg
 /// in a stream capture. Addresses are the device's. The first call on a device loads the kernel, which
 /// allocates; that disturbs no capture, and is no part of one. Any thread.
 ///
-/// Throws InvalidArgument: rows (of head_dim elements) are whole multiples of 16 bytes, and so are the
-/// addresses and strides of all tensors of rows; a stride of a dimension of size 1 is never taken and may be
-/// anything. DeviceError where the device cannot be used.
+/// Throws InvalidArgument: rows (of head_dim elements; of an append those of the cache too) are whole
+/// multiples of 16 bytes, and so are the addresses and strides of all tensors of rows; a stride of a
+/// dimension of size 1 is never taken and may be anything. DeviceError where the device cannot be used.
 
 /// A row whose batch index, position or page is not within batch_size, the request's pages, kv_indices and
 /// num_pages is skipped: a graph's padding is marked by a batch index of -1. Of two rows for one place any
