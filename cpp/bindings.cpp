@@ -371,12 +371,13 @@ void bind_executor(nb::module_& m) {
              int64_t v_page_stride, int64_t v_token_stride, int64_t v_head_stride, int64_t num_pages,
              uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, int64_t num_rows,
              uintptr_t lse, float sm_scale, float k_scale, float v_scale, uintptr_t sm_scale_ptr,
-             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
+             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr, std::optional<DType> kv_dtype) {
             new (self) RunArgs{
                 .dtype = dtype,
                 .q = pointer<const void>(q),
                 .q_token_stride = q_token_stride,
                 .q_head_stride = q_head_stride,
+                .kv_dtype = kv_dtype.value_or(dtype),
                 .k = {pointer<const void>(k), k_page_stride, k_token_stride, k_head_stride},
                 .v = {pointer<const void>(v), v_page_stride, v_token_stride, v_head_stride},
                 .num_pages = num_pages,
@@ -396,7 +397,8 @@ void bind_executor(nb::module_& m) {
           "dtype"_a, "q"_a, "q_token_stride"_a, "q_head_stride"_a, "k"_a, "k_page_stride"_a,
           "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
           "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "num_rows"_a,
-          "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a)
+          "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a,
+          "kv_dtype"_a = nb::none())
       .def(
           "at",
           [](const RunArgs& self, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t lse) {
@@ -412,15 +414,32 @@ void bind_executor(nb::module_& m) {
       .def(
           "set_scales",
           [](RunArgs& self, float sm_scale, float k_scale, float v_scale, uintptr_t sm_scale_ptr,
-             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr) {
+             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr, int64_t k_scale_page_stride,
+             int64_t k_scale_group_stride, int64_t k_scale_head_stride, int32_t k_group_tokens,
+             int64_t v_scale_page_stride, int64_t v_scale_group_stride, int64_t v_scale_head_stride,
+             int32_t v_group_tokens) {
             self.sm_scale = sm_scale;
             self.k_scale = k_scale;
             self.v_scale = v_scale;
             self.sm_scale_ptr = pointer<const float>(sm_scale_ptr);
-            self.k_scales = {.data = pointer<const float>(k_scale_ptr)};
-            self.v_scales = {.data = pointer<const float>(v_scale_ptr)};
+            self.k_scales = {.data = pointer<const float>(k_scale_ptr),
+                             .page_stride = k_scale_page_stride,
+                             .group_stride = k_scale_group_stride,
+                             .head_stride = k_scale_head_stride,
+                             .group_tokens = k_group_tokens};
+            self.v_scales = {.data = pointer<const float>(v_scale_ptr),
+                             .page_stride = v_scale_page_stride,
+                             .group_stride = v_scale_group_stride,
+                             .head_stride = v_scale_head_stride,
+                             .group_tokens = v_group_tokens};
           },
-          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a)
+          "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a,
+          "k_scale_page_stride"_a = 0, "k_scale_group_stride"_a = 0, "k_scale_head_stride"_a = 0,
+          "k_group_tokens"_a = 1, "v_scale_page_stride"_a = 0, "v_scale_group_stride"_a = 0,
+          "v_scale_head_stride"_a = 0, "v_group_tokens"_a = 1)
+      .def_prop_ro(
+          "is_scaled_by_group",
+          [](const RunArgs& self) { return self.k_scales.is_by_group() || self.v_scales.is_by_group(); })
       .def(
           "set_options",
           [](RunArgs& self, uintptr_t sinks, bool natural_lse, int32_t window) {

@@ -1,6 +1,7 @@
 #pragma once
 
-/// 16-bit floats on a CPU: integer arithmetic only, so that loops over rows vectorise on any x86-64 or Arm.
+/// Floats of 16 and 8 bits on a CPU: arithmetic alone, no tables, so that loops over rows vectorise on any
+/// x86-64 or Arm.
 
 #include <bit>
 #include <cstdint>
@@ -15,6 +16,11 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+/// OCP's e4m3: an exponent of 4 bits, biased by 7, and no infinities; NaN is all bits but the sign.
+struct Float8E4M3 {
+  uint8_t bits;
+};
+
 inline float to_float(float x) { return x; }
 
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
@@ -26,6 +32,18 @@ inline float to_float(Float16 x) {
   const float rebiased = std::bit_cast<float>(magnitude) * 0x1p112f;
   const uint32_t infinity_or_nan = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(rebiased) | infinity_or_nan | sign);
+}
+
+inline float to_float(Float8E4M3 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x80) << 24;
+  const uint32_t magnitude = x.bits & 0x7f;
+  // A subnormal number gets the leading 1 of the least normal one, which is then taken away: one random
+  // number of 80 is subnormal, and as a subnormal float to be scaled it would take a hundred cycles.
+  const bool is_subnormal = magnitude < 8;
+  const uint32_t rebiased = (magnitude << 20) + ((is_subnormal ? 121u : 120u) << 23);
+  const float value = std::bit_cast<float>(rebiased) - (is_subnormal ? 0x1p-6f : 0.0f);
+  const uint32_t nan = magnitude == 0x7f ? 0x7fc00000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | nan | sign);
 }
 
 /// To the nearest, ties to even.

@@ -27,12 +27,24 @@ struct QueryRow {
 
 float scale_of(float scale, const float* pointer) { return pointer == nullptr ? scale : scale * *pointer; }
 
+/// What all rows of K or V have in common.
+float common_scale(float scale, const KvScales& scales) {
+  return scale_of(scale, scales.is_one_factor() ? scales.data : nullptr);
+}
+
+/// What a row has beside it.
+float row_scale(const KvScales& scales, int64_t page, int64_t token, int64_t kv_head) {
+  if (scales.data == nullptr || scales.is_one_factor()) return 1.0f;
+  return scales.data[page * scales.page_stride + token / scales.group_tokens * scales.group_stride +
+                     kv_head * scales.head_stride];
+}
+
 float sm_scale_log2(const PlanHeader& header, const RunArgs& args) {
   return args.sm_scale > 0 ? args.sm_scale * std::numbers::log2e_v<float> : header.sm_scale_log2;
 }
 
 /// One call: the plan, the tensors, and the partials that its threads share.
-template <class Element>
+template <class Element, class KvElement>
 class Execution {
  public:
   Execution(const PlanHeader& header, const RunArgs& args)
@@ -43,8 +55,8 @@ class Execution {
         split_tiles_(plan_section<SplitTile>(&header, header.split_tiles_offset)),
         kv_indices_(reinterpret_cast<const int32_t*>(header.kv_indices)),
         score_scale_(scale_of(sm_scale_log2(header, args), args.sm_scale_ptr) *
-                     scale_of(args.k_scale, args.k_scales.data)),
-        v_scale_(scale_of(args.v_scale, args.v_scales.data)),
+                     common_scale(args.k_scale, args.k_scales)),
+        v_scale_(common_scale(args.v_scale, args.v_scales)),
         soft_cap_(header.logits_soft_cap * std::numbers::log2e_v<float>),
         partial_out_(static_cast<size_t>(header.num_partial_rows) * header.head_dim_vo),
         partial_lse_(header.num_partial_rows),
@@ -69,8 +81,8 @@ class Execution {
             .head = static_cast<int64_t>(kv_head) * header_.group_size + packed_row % header_.group_size};
   }
 
-  const Element* kv_row(const PagedTensor& tensor, int64_t page, int64_t token, int32_t kv_head) const {
-    return static_cast<const Element*>(tensor.data) + page * tensor.page_stride +
+  const KvElement* kv_row(const PagedTensor& tensor, int64_t page, int64_t token, int32_t kv_head) const {
+    return static_cast<const KvElement*>(tensor.data) + page * tensor.page_stride +
            token * tensor.token_stride + kv_head * tensor.head_stride;
   }
 
@@ -91,13 +103,16 @@ class Execution {
     for (int32_t key = begin; key < end; ++key) {
       const int64_t page = kv_indices_[item.page_begin + key / header_.page_size];
       const int64_t token = key % header_.page_size;
-      const Element* k = kv_row(args_.k, page, token, kv_head);
-      const Element* v = kv_row(args_.v, page, token, kv_head);
+      const KvElement* k = kv_row(args_.k, page, token, kv_head);
+      const KvElement* v = kv_row(args_.v, page, token, kv_head);
+      const float k_scale = row_scale(args_.k_scales, page, token, kv_head);
+      const float v_scale = row_scale(args_.v_scales, page, token, kv_head);
       const int32_t row = key % kTileKv;
       for (int32_t column = 0; column < header_.head_dim_qk; ++column)
-        scratch.k_transposed[static_cast<size_t>(column) * kTileKv + row] = to_float(k[column]);
+        scratch.k_transposed[static_cast<size_t>(column) * kTileKv + row] = to_float(k[column]) * k_scale;
       float* v_row = &scratch.v[static_cast<size_t>(row) * header_.head_dim_vo];
-      for (int32_t column = 0; column < header_.head_dim_vo; ++column) v_row[column] = to_float(v[column]);
+      for (int32_t column = 0; column < header_.head_dim_vo; ++column)
+        v_row[column] = to_float(v[column]) * v_scale;
     }
   }
 
@@ -231,9 +246,9 @@ class Execution {
   std::vector<std::atomic<int32_t>> arrivals_;  ///< of each split tile
 };
 
-template <class Element>
+template <class Element, class KvElement>
 void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
-  Execution<Element> execution(header, args);
+  Execution<Element, KvElement> execution(header, args);
   // All memory is there before the first thread starts: a thread that throws ends the process.
   std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim_qk, header.head_dim_vo));
   // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
@@ -251,6 +266,14 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
   std::vector<std::jthread> threads;
   for (int32_t thread = 1; thread < num_threads; ++thread) threads.emplace_back(work, thread);
   work(0);
+}
+
+template <class Element>
+void execute_by_cache(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
+  if (args.kv_dtype == DType::kFloat8E4M3) return execute<Element, Float8E4M3>(header, args, num_threads);
+  if (args.kv_dtype != args.dtype)
+    fail("kv_dtype is another than that of q; it must be the same or float8_e4m3fn");
+  execute<Element, Element>(header, args, num_threads);
 }
 
 }  // namespace
@@ -273,11 +296,11 @@ void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) 
   const int32_t used = std::clamp(wanted, 1, std::max(plan->num_ctas, 1));
   switch (args.dtype) {
     case DType::kFloat32:
-      return execute<float>(*plan, args, used);
+      return execute_by_cache<float>(*plan, args, used);
     case DType::kFloat16:
-      return execute<Float16>(*plan, args, used);
+      return execute_by_cache<Float16>(*plan, args, used);
     case DType::kBFloat16:
-      return execute<BFloat16>(*plan, args, used);
+      return execute_by_cache<BFloat16>(*plan, args, used);
     case DType::kFloat8E4M3:
       fail("dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits");
   }

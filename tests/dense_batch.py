@@ -1,6 +1,7 @@
 """Random batches: dense queries, keys and values on a device, what their attention is in float32, and the
 same keys and values scattered over pages of any size and layout."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,18 +81,41 @@ class Paged:
     kv_cache: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class GroupScales:
+    """A factor for each kv head of each group of tokens, of K or of V."""
+
+    paged: torch.Tensor  # as run() takes it
+    dense: list[torch.Tensor]  # [requests, kv_len, num_kv_heads], in the order of a batch's lens
+
+
+# What a row of K or V is multiplied by: one factor, [num_kv_heads] of them, or some for each group of tokens.
+RowScales = float | torch.Tensor | GroupScales
+
+
 class DenseBatch:
-    """Random q, k and v of a batch, requests of equal lengths side by side so that they are computed together."""
+    """Random q, k and v of a batch, requests of equal lengths side by side so that they are computed together.
+    `kv_dtype`: of k and v, None: `dtype`."""
 
     def __init__(
-        self, lens: list[Lens], heads: Heads, dtype: torch.dtype, seed: int, device: str = "cuda"
+        self,
+        lens: list[Lens],
+        heads: Heads,
+        dtype: torch.dtype,
+        seed: int,
+        device: str = "cuda",
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.lens, self.heads, self.dtype, self.device = lens, heads, dtype, torch.device(device)
+        self.kv_dtype = kv_dtype or dtype
         self.generator = torch.Generator(device).manual_seed(seed)
         self.total_qo_len = sum(group.count * group.qo_len for group in lens)
         self.q = self._random(self.total_qo_len, heads.num_qo_heads, heads.head_dim)
         self.k, self.v = (
-            [self._random(group.count, group.kv_len, heads.num_kv_heads, head_dim) for group in lens]
+            [
+                self._random(group.count, group.kv_len, heads.num_kv_heads, head_dim).to(self.kv_dtype)
+                for group in lens
+            ]
             for head_dim in (heads.head_dim, heads.out_dim)
         )
 
@@ -101,6 +125,12 @@ class DenseBatch:
     def requests(self) -> Iterator[Lens]:
         for group in self.lens:
             yield from [group] * group.count
+
+    def dequantised(self, k_scale: RowScales = 1.0, v_scale: RowScales = 1.0) -> "DenseBatch":
+        """The same with k and v in float32, times their factors: what a reference of an fp8 cache sees."""
+        batch = copy.copy(self)
+        batch.k, batch.v, batch.kv_dtype = _times(self.k, k_scale), _times(self.v, v_scale), torch.float32
+        return batch
 
     def expected(self, masks: bool | Masks, k_scale: float = 1.0, v_scale: float = 1.0) -> Expected:
         """The oracle: plain attention, group by group and in blocks of queries. `masks`: or whether causal."""
@@ -154,20 +184,41 @@ class DenseBatch:
         indices = torch.randperm(total_pages, device=self.device, generator=self.generator)[: sum(num_pages)]
         kv_cache, views = self._empty_cache(total_pages, page_size, layout)
         for view, dense in zip(views, (self.k, self.v), strict=True):
-            begin = 0
-            for group, rows in zip(self.lens, dense, strict=True):
-                pages_each = math.ceil(group.kv_len / page_size)
-                padding = pages_each * page_size - group.kv_len
-                padded = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, padding), value=math.nan)
-                end = begin + group.count * pages_each
-                view[indices[begin:end]] = padded.reshape(end - begin, page_size, *rows.shape[2:])
-                begin = end
+            _scatter(dense, view, indices)
         return Paged(
             qo_indptr=_indptr([group.qo_len for group in self.requests()]),
             kv_indptr=_indptr(num_pages),
             kv_indices=indices.to(torch.int32),
             kv_len_arr=torch.tensor([group.kv_len for group in self.requests()], dtype=torch.int32),
             kv_cache=kv_cache,
+        )
+
+    def group_scales(
+        self, paged: Paged, page_size: int, num_groups: int, kv_layout: str = "NHD"
+    ) -> GroupScales:
+        """Random ones from 0.5 to 2 for the pages of `paged`; NaN where no key is, and in a page of nobody at the end."""
+        group_tokens = page_size // num_groups
+        num_heads = self.heads.num_kv_heads
+        by_group = [
+            torch.rand(
+                *(group.count, math.ceil(group.kv_len / group_tokens), num_heads, 1),
+                device=self.device,
+                generator=self.generator,
+            )
+            .mul_(2)
+            .sub_(1)
+            .exp2_()
+            for group in self.lens
+        ]
+        cache = paged.kv_cache if isinstance(paged.kv_cache, torch.Tensor) else paged.kv_cache[0]
+        pages = by_group[0].new_full((cache.shape[0] + 1, num_groups, num_heads), math.nan)
+        _scatter(by_group, pages.unsqueeze(-1), paged.kv_indices.long())
+        return GroupScales(
+            pages.transpose(1, 2).contiguous() if kv_layout == "HND" else pages,
+            [
+                scales.squeeze(-1).repeat_interleave(group_tokens, 1)[:, : group.kv_len]
+                for group, scales in zip(self.lens, by_group, strict=True)
+            ],
         )
 
     def _empty_cache(
@@ -178,7 +229,7 @@ class DenseBatch:
         assert head_dim == out_dim or layout in ("pair", "strided")
 
         def full(*shape: int) -> torch.Tensor:
-            return torch.full(shape, math.nan, dtype=self.dtype, device=self.device)
+            return torch.full(shape, math.nan, dtype=self.kv_dtype, device=self.device)
 
         if layout == "NHD":
             cache = full(num_pages, 2, page_size, num_heads, head_dim)
@@ -191,10 +242,32 @@ class DenseBatch:
             pair = full(*shape, head_dim), full(*shape, out_dim)
             return pair, pair
         assert layout == "strided"
-        wide_k = full(num_pages, 3, page_size, 2 * num_heads, head_dim + 8)
+        wide_k = full(num_pages, 3, page_size, 2 * num_heads, head_dim + max(8, 16 // self.kv_dtype.itemsize))
         wide_v = full(num_pages, 2, page_size, 3 * num_heads, out_dim + 16)
         pair = wide_k[:, 1, :, ::2, :head_dim], wide_v[:, 1, :, 1::3, 16:]
         return pair, pair
+
+
+def _scatter(dense: list[torch.Tensor], view: torch.Tensor, indices: torch.Tensor) -> None:
+    """Rows [requests, rows, kv heads, column] to the pages `indices` of `view` [page, row, kv head, column], whose last
+    ones are filled up with NaN."""
+    page_size = view.shape[1]
+    begin = 0
+    for rows in dense:
+        pages_each = math.ceil(rows.shape[1] / page_size)
+        padding = pages_each * page_size - rows.shape[1]
+        padded = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, padding), value=math.nan)
+        end = begin + rows.shape[0] * pages_each
+        view[indices[begin:end]] = padded.reshape(end - begin, page_size, *rows.shape[2:])
+        begin = end
+
+
+def _times(dense: list[torch.Tensor], scales: RowScales) -> list[torch.Tensor]:
+    """Rows [requests, key, kv head, column] by their factors, in float32."""
+    if isinstance(scales, GroupScales):
+        return [rows.float() * factors[..., None] for rows, factors in zip(dense, scales.dense, strict=True)]
+    factors = scales if isinstance(scales, torch.Tensor) else torch.tensor(scales)
+    return [rows.float() * factors.to(rows.device)[..., None] for rows in dense]
 
 
 def _indptr(lens: list[int]) -> torch.Tensor:

@@ -64,7 +64,7 @@ def plan(
         page_size,
         causal=causal,
         q_data_type=batch.dtype,
-        kv_data_type=batch.dtype,
+        kv_data_type=batch.kv_dtype,
         **options,
     )
 

@@ -121,7 +121,7 @@ def test_parts_of_the_keys_are_all_of_them(num_parts: int) -> None:
     )
     paged = batch.paged(page_size)
     v, s = states_of_parts(batch, paged, page_size, num_parts)
-    check_against(reference(batch, causal=False), *onewave.merge_states(v, s))
+    check_against(reference(batch, False), *onewave.merge_states(v, s))
 
 
 def test_a_shared_prefix_is_read_once() -> None:
@@ -146,7 +146,7 @@ def test_a_shared_prefix_is_read_once() -> None:
         attention = make_attention(batch)
         plan(attention, batch, part, page_size, causal)
         states += attention.run(batch.q, paged.kv_cache)
-    check_against(reference(batch, causal=True), *onewave.merge_state(*states))
+    check_against(reference(batch, True), *onewave.merge_state(*states))
 
 
 def arguments() -> dict[str, Any]:

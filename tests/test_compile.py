@@ -239,6 +239,23 @@ def test_a_scale_that_changes() -> None:
         assert torch.equal(compiled(k_scale), run(k_scale))
 
 
+@pytest.mark.parametrize("scale", [torch.tensor([0.5, 2.0]), torch.rand(6, 4, 2) + 0.5])
+def test_factors_of_an_fp8_cache(scale: torch.Tensor) -> None:
+    """By head and by group of tokens: they are read by the graph's run, as they are then."""
+    attention = small_attention()
+    attention.plan(**plan_arguments(), causal=True, kv_data_type=torch.float8_e4m3fn)
+    arguments = random_run_arguments()
+    kv_cache = arguments["kv_cache"].to(torch.float8_e4m3fn)
+
+    def run(q: torch.Tensor, kv_cache: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return attention.run(q, kv_cache, k_scale=scale, v_scale=scale)[0]
+
+    compiled = graph_of(run)
+    for factor in (1.0, 2.0):
+        expected = run(arguments["q"], kv_cache, scale * factor)
+        assert torch.equal(compiled(arguments["q"], kv_cache, scale * factor), expected)
+
+
 def test_objects_share_a_graph() -> None:
     """Layers of two kinds, or one object for each step in flight: the second object compiles once more, no other."""
     arguments = random_run_arguments()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import onewave
 import pytest
 import torch
-from dense_batch import DenseBatch, Heads, Lens, Paged
+from dense_batch import DenseBatch, Heads, Lens, Masks, Paged
 from gpu_checks import NUM_EXTRA_ROWS, UNTOUCHED, Outputs, make_attention, plan, run_twice
 from onewave.plan_format import Plan
 from plan_checks import check_splits_both_kinds
@@ -43,19 +43,19 @@ def seed() -> int:
 
 
 def run_planned(
-    attention: onewave.BatchAttention, batch: DenseBatch, paged: Paged, **scales: float | torch.Tensor
+    attention: onewave.BatchAttention, batch: DenseBatch, paged: Paged, **options: float | torch.Tensor | None
 ) -> Outputs:
     """Runs twice into poisoned outputs; the two must agree to the bit."""
     outputs = Outputs(batch, num_extra_rows=min(batch.total_qo_len, NUM_EXTRA_ROWS))
-    run_twice(attention, outputs, paged, **scales)
+    run_twice(attention, outputs, paged, **options)
     return outputs
 
 
-def check_outputs(outputs: Outputs, batch: DenseBatch, causal: bool, **scales: float) -> None:
+def check_outputs(outputs: Outputs, batch: DenseBatch, masks: bool | Masks, **scales: float) -> None:
     num_rows = outputs.num_rows
     assert bool((outputs.out[num_rows:] == UNTOUCHED).all()), "out: rows beyond the batch were written"
     assert bool((outputs.lse[num_rows:] == UNTOUCHED).all()), "lse: rows beyond the batch were written"
-    check_against(reference(batch, causal, **scales), outputs.out[:num_rows], outputs.lse[:num_rows])
+    check_against(reference(batch, masks, **scales), outputs.out[:num_rows], outputs.lse[:num_rows])
 
 
 def run_and_check(batch: DenseBatch, page_size: int, causal: bool, layout: str = "NHD") -> None:

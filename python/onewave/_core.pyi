@@ -208,7 +208,10 @@ class RunArgs:
         sm_scale_ptr: int,
         k_scale_ptr: int,
         v_scale_ptr: int,
-    ) -> None: ...
+        kv_dtype: DType | None = None,
+    ) -> None:
+        """`kv_dtype` None: dtype."""
+
     def at(self, q: int, k: int, v: int, out: int, lse: int) -> RunArgs:
         """The same of tensors at these addresses."""
 
@@ -220,7 +223,21 @@ class RunArgs:
         sm_scale_ptr: int,
         k_scale_ptr: int,
         v_scale_ptr: int,
-    ) -> None: ...
+        k_scale_page_stride: int = 0,
+        k_scale_group_stride: int = 0,
+        k_scale_head_stride: int = 0,
+        k_group_tokens: int = 1,
+        v_scale_page_stride: int = 0,
+        v_scale_group_stride: int = 0,
+        v_scale_head_stride: int = 0,
+        v_group_tokens: int = 1,
+    ) -> None:
+        """Where all strides are 0 there is one factor."""
+
+    @property
+    def is_scaled_by_group(self) -> bool:
+        """Whether groups of tokens have factors of their own, and not heads alone."""
+
     def set_options(self, sinks: int, natural_lse: bool, window: int) -> None: ...
 
 def update_kv_lens(plan: bytes) -> bytes:

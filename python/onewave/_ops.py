@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from onewave._scales import Scale
 from onewave._validate import check_no_grad
 
 if TYPE_CHECKING:
     from onewave.attention import BatchAttention
 
-Scale = float | torch.Tensor | None
 KvPair = tuple[torch.Tensor, torch.Tensor]
 
 _handles = itertools.count()

@@ -1,23 +1,23 @@
 """The tensors of a run: checked against the plan, and as the addresses and strides that the extension takes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from onewave import _core
+from onewave._scales import ScaleChecker
 from onewave._validate import (
     MAX_INT32,
     ROW_ALIGNMENT,
     check_device,
     check_int,
-    check_positive_float,
     check_rows_aligned,
     check_shape,
     check_tensor,
 )
-from onewave.workspace import CORE_DTYPES, check_dtype
+from onewave.workspace import CORE_DTYPES, QUERY_DTYPES, check_dtype, check_kv_dtype
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Shape:
     head_dim_qk: int
     head_dim_vo: int
     page_size: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of q and out
+    kv_dtype: torch.dtype
 
     def to_core(self) -> _core.AttentionShape:
         return _core.AttentionShape(
@@ -39,6 +40,7 @@ class Shape:
             self.head_dim_vo,
             self.page_size,
             CORE_DTYPES[self.dtype],
+            CORE_DTYPES[self.kv_dtype],
         )
 
 
@@ -65,13 +67,12 @@ def make_shape(
     check_dtype("q_data_type", q_data_type)
     if q_data_type == torch.float32 and device.type != "cpu":
         raise ValueError("q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
-    if kv_data_type != q_data_type:
-        raise ValueError(f"kv_data_type is {kv_data_type!r}; it must equal q_data_type, {q_data_type}")
-    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type)
+    check_kv_dtype("kv_data_type", kv_data_type, "q_data_type", q_data_type)
+    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type)
 
 
 def check_first_rows(
-    name: str, value: Any, num_dims: int, dtypes: Mapping[torch.dtype, _core.DType] = CORE_DTYPES
+    name: str, value: Any, num_dims: int, dtypes: Collection[torch.dtype] = QUERY_DTYPES
 ) -> torch.device:
     """Rows whose dtype, head_dim (the last size) and device, which is returned, are what other tensors must have."""
     device = check_device(name, value)
@@ -155,6 +156,7 @@ class TensorChecker:
     def __init__(self, device: torch.device, kv_layout: str, shape: Shape) -> None:
         self._devices = (device,)
         self.shape = shape
+        self.scales = ScaleChecker(self._devices, kv_layout, shape)
         # Positions of (page, token, head) in a pair's tensor, and the sizes its dimensions must have.
         if kv_layout == "NHD":
             self._positions = (0, 1, 2)
@@ -196,6 +198,7 @@ class TensorChecker:
             0,
             *(0.0, 1.0, 1.0),
             *(0, 0, 0),
+            CORE_DTYPES[self.shape.kv_dtype],
         )
         layout = layout_of(q, kv_cache, out, lse, return_lse)
         return CheckedTensors(
@@ -244,29 +247,6 @@ class TensorChecker:
             kv_cache.shape[0],
         )
 
-    def check_scale(self, name: str, scale: float | torch.Tensor | None) -> tuple[float, int]:
-        """A factor and the address of another on the device, 0 for none."""
-        if scale is None:
-            return 1.0, 0
-        if isinstance(scale, torch.Tensor):
-            if scale.numel() != 1:
-                raise ValueError(f"{name} has shape {tuple(scale.shape)}; it must have one element")
-            check_tensor(name, scale, dtype=torch.float32, devices=self._devices, num_dims=scale.dim())
-            return 1.0, scale.data_ptr()
-        return check_positive_float(name, scale, " or a float32 tensor of one element"), 0
-
-    def check_scales(
-        self,
-        sm_scale: float | torch.Tensor | None,
-        k_scale: float | torch.Tensor | None,
-        v_scale: float | torch.Tensor | None,
-    ) -> tuple[float, float, float, int, int, int]:
-        """Three factors, the first in place of the plan's (0: it stays), and three addresses."""
-        sm_factor, sm_address = (0.0, 0) if sm_scale is None else self.check_scale("sm_scale", sm_scale)
-        k_factor, k_address = self.check_scale("k_scale", k_scale)
-        v_factor, v_address = self.check_scale("v_scale", v_scale)
-        return sm_factor, k_factor, v_factor, sm_address, k_address, v_address
-
     def check_sinks(self, sinks: torch.Tensor) -> torch.Tensor:
         """float32 [num_qo_heads], contiguous."""
         check_tensor("sinks", sinks, dtype=torch.float32, devices=self._devices, num_dims=1)
@@ -291,7 +271,7 @@ class TensorChecker:
     def _check_cache_tensor(
         self, name: str, tensor: torch.Tensor, num_dims: int, wanted: tuple[int | None, ...], leading: str
     ) -> None:
-        check_tensor(name, tensor, dtype=self.shape.dtype, devices=self._devices, num_dims=num_dims)
+        check_tensor(name, tensor, dtype=self.shape.kv_dtype, devices=self._devices, num_dims=num_dims)
         check_shape(name, tensor, wanted, f"{leading}, {self._page_meaning}")
         if tensor.shape[0] > MAX_INT32:
             raise ValueError(f"{name} has {tensor.shape[0]} pages; it must have at most {MAX_INT32}")

@@ -13,7 +13,8 @@ from onewave._batch import Batch, make_batch
 from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._masks import make_masks
-from onewave._ops import Scale, call_run, make_handle
+from onewave._ops import call_run, make_handle
+from onewave._scales import Scale
 from onewave._tensors import (
     CheckedTensors,
     KvTensors,
@@ -64,7 +65,9 @@ class BatchAttention:
     """Attention of a batch of requests over a paged KV cache, any mix of prefill, verification and decode.
 
     Called like FlashInfer's `BatchAttention`: plan() once a step, run() once a layer, also inside a CUDA graph. A
-    graph captured once replays for every later plan() of the same heads, head_dim, dtype and page_size.
+    graph captured once replays for every later plan() of the same heads, head_dim, dtypes and page_size.
+
+    Keys and values are of q's type or fp8 (e4m3): half the memory, with factors by head or by group of tokens.
 
     One object serves one thread and one stream at a time.
     """
@@ -187,7 +190,9 @@ class BatchAttention:
         mask_indptr: int64 [batch_size + 1], the bytes at which they begin, where some requests have no mask and so no
             bytes; they go by causal.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
-        q_data_type, kv_data_type: torch.bfloat16 or torch.float16, and equal; torch.float32 on a CPU too.
+        q_data_type: of q and out: torch.bfloat16 or torch.float16; torch.float32 on a CPU too.
+        kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn. Its NaNs are NaNs on a CPU; what they give on a
+            GPU is not defined (beside bfloat16 queries they count as 480 or -480).
 
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when four earlier
         copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are read
@@ -281,14 +286,18 @@ class BatchAttention:
         """The attention of one layer, by the last plan. Returns (out, lse).
 
         q: [total_qo_len, num_qo_heads, head_dim_qk].
-        kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens), or a (k, v) pair of
-            such tensors without the second dimension, with any strides; v's rows may have another head_dim than k's.
+        kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens) of the plan's
+            kv_data_type, or a (k, v) pair of such tensors without the second dimension, with any strides; v's rows may
+            have another head_dim than k's.
         out: [total_qo_len, num_qo_heads, head_dim_vo]; a row that sees no key becomes 0.
         lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of the scaled scores in base 2, -inf for such a row.
             None: `out` and `lse` are allocated.
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
-            are read by the launch.
-        sm_scale: in place of the plan's; likewise.
+            are read by the launch. For a cache of float8_e4m3fn also a factor for each kv head's keys or values,
+            float32 [num_kv_heads], or for each group of page_size / num_groups consecutive tokens of a page, float32
+            [num_pages or more, num_groups, num_kv_heads] (HND: heads before groups), with any strides; num_groups
+            divides page_size. A row's k_scale is in its scores before the soft cap.
+        sm_scale: in place of the plan's; a float or a float32 tensor of one element.
         return_lse: False: no lse is written, and None returned.
         natural_lse: the lse is in base e.
         window: which of the plan's windows.
@@ -412,7 +421,7 @@ class BatchAttention:
         check_bool("enable_pdl", enable_pdl)
         scales = None
         if sm_scale is not None or k_scale is not None or v_scale is not None:
-            scales = planned.checker.check_scales(sm_scale, k_scale, v_scale)
+            scales = planned.checker.scales.check(sm_scale, k_scale, v_scale, checked.num_pages)
         options = None
         if type(window) is not int or window != 0 or sinks is not None or natural_lse is not False:
             options = self._check_options(planned, window, sinks, natural_lse)
@@ -429,7 +438,7 @@ class BatchAttention:
         if self._is_capturing():
             self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
             self._captured.include(checked.num_rows, checked.num_pages)
-            if sinks is None and not planned.sees_masks[window]:
+            if sinks is None and not planned.sees_masks[window] and not args.is_scaled_by_group:
                 self._captured.unmasked_windows |= {window}
         return out, lse
 

@@ -18,13 +18,11 @@ from onewave._validate import (
     check_tensor,
     describe,
 )
-from onewave.workspace import CORE_KV_DTYPES
+from onewave.workspace import CORE_DTYPES, FP8
 
 KvCacheTensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 # Of all rows that are quantised, or a float32 tensor [num_kv_heads].
 Scale = float | torch.Tensor
-
-FP8 = torch.float8_e4m3fn
 
 
 def append_paged_kv_cache(
@@ -68,13 +66,13 @@ def append_paged_kv_cache(
     ValueError or TypeError for arguments, onewave.DeviceError for a GPU that is not Hopper.
     """
     check_kv_layout(kv_layout)
-    device = check_first_rows("append_key", append_key, 3, CORE_KV_DTYPES)
+    device = check_first_rows("append_key", append_key, 3, CORE_DTYPES)
     nnz, num_kv_heads, head_dim = append_key.shape
     is_rows = isinstance(append_value, torch.Tensor) and append_value.dim() == 3
     head_dim_vo = append_value.shape[2] if is_rows else head_dim
     meaning = "those of append_key, but for the last"
     check_rows("append_value", append_value, append_key, (nnz, num_kv_heads, head_dim_vo), meaning)
-    check_first_rows("append_value", append_value, 3, CORE_KV_DTYPES)
+    check_first_rows("append_value", append_value, 3, CORE_DTYPES)
     check_index_array("kv_indices", kv_indices, (device,))
     batch_size = check_index_array("kv_last_page_len", kv_last_page_len, (device,)).numel()
     for name, tensor, size, meaning in (
@@ -87,7 +85,7 @@ def append_paged_kv_cache(
     check_int("num_kv_heads", num_kv_heads, 1)
     page_size = check_int("page_size", _page_size(paged_kv_cache, kv_layout), 1)
     kv_dtype = _kv_dtype(paged_kv_cache, append_key.dtype)
-    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim_vo, page_size, kv_dtype)
+    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim_vo, page_size, append_key.dtype, kv_dtype)
     cache = TensorChecker(device, kv_layout, shape).check_kv_cache(paged_kv_cache, "paged_kv_cache")
     for columns in (head_dim, head_dim_vo):
         check_row_bytes("paged_kv_cache", columns, kv_dtype)
@@ -110,7 +108,7 @@ def append_paged_kv_cache(
         return
     _core.append_paged_kv_cache(
         device.index,
-        *(CORE_KV_DTYPES[append_key.dtype], CORE_KV_DTYPES[kv_dtype]),
+        *(CORE_DTYPES[append_key.dtype], CORE_DTYPES[kv_dtype]),
         *(num_kv_heads, head_dim, head_dim_vo, page_size),
         _core.RowTensor(append_key.data_ptr(), append_key.stride(0), append_key.stride(1)),
         _core.RowTensor(append_value.data_ptr(), append_value.stride(0), append_value.stride(1)),

@@ -1,6 +1,6 @@
 """The limits of an object and the workspace that they fix."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import torch
 
@@ -21,9 +21,11 @@ CORE_DTYPES = {
     torch.float32: _core.DType.FLOAT32,
     torch.float16: _core.DType.FLOAT16,
     torch.bfloat16: _core.DType.BFLOAT16,
+    torch.float8_e4m3fn: _core.DType.FLOAT8_E4M3,
 }
-# Of K and V.
-CORE_KV_DTYPES = CORE_DTYPES | {torch.float8_e4m3fn: _core.DType.FLOAT8_E4M3}
+# Of q and out; a cache has the same, or FP8.
+QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FP8 = torch.float8_e4m3fn
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -48,11 +50,15 @@ def resolve_device(device: torch.device | str) -> torch.device:
     return resolved
 
 
-def check_dtype(
-    name: str, dtype: torch.dtype, dtypes: Mapping[torch.dtype, _core.DType] = CORE_DTYPES
-) -> None:
+def check_dtype(name: str, dtype: torch.dtype, dtypes: Collection[torch.dtype] = QUERY_DTYPES) -> None:
     if not isinstance(dtype, torch.dtype) or dtype not in dtypes:
         raise ValueError(f"{name} is {dtype!r}; it must be one of {', '.join(map(str, dtypes))}")
+
+
+def check_kv_dtype(name: str, kv_dtype: torch.dtype, q_name: str, q_dtype: torch.dtype) -> None:
+    """Of a cache beside queries of `q_dtype`."""
+    if kv_dtype not in (q_dtype, FP8):
+        raise ValueError(f"{name} is {kv_dtype!r}; it must equal {q_name}, {q_dtype}, or be {FP8}")
 
 
 def make_limits(
@@ -98,11 +104,13 @@ def workspace_size(
     head_dim_vo: int | None = None,
     page_size: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype | None = None,
     device: torch.device | str = "cuda",
 ) -> int:
     """Bytes of the workspace that a BatchAttention of these limits needs for these heads; exact. Host only.
 
     head_dim: columns of a row of q and k, and of v and out where `head_dim_vo` is None.
+    dtype: of q and out. kv_dtype: of k and v, where it is another: torch.float8_e4m3fn.
     `device` is looked at only where `num_ctas` is None. Raises ValueError for limits or heads that cannot be, and
     DeviceError where the SMs of a device that cannot be used are asked for.
     """
@@ -118,6 +126,8 @@ def workspace_size(
         max_mask_bytes,
     )
     check_dtype("dtype", dtype)
+    kv_dtype = dtype if kv_dtype is None else kv_dtype
+    check_kv_dtype("kv_dtype", kv_dtype, "dtype", dtype)
     shape = _core.AttentionShape(
         check_int("num_qo_heads", num_qo_heads, 1),
         check_int("num_kv_heads", num_kv_heads, 1),
@@ -125,6 +135,7 @@ def workspace_size(
         check_int("head_dim_vo", head_dim if head_dim_vo is None else head_dim_vo, 1),
         check_int("page_size", page_size, 1),
         CORE_DTYPES[dtype],
+        CORE_DTYPES[kv_dtype],
     )
     return _core.workspace_layout(limits, shape).total_bytes
 

@@ -46,9 +46,10 @@ struct RunArgs {
 void update_kv_lens(PlanHeader* plan);
 
 /// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit
-/// inputs. All it does comes from the plan's records, which it does not change: several calls may run one
-/// plan at the same time. Allocates the partials; uses `num_threads` threads (0: one per core), of which the
-/// caller's is one, and joins the others. Throws InvalidArgument where num_rows is less than the plan's rows.
+/// queries, and keys and values of that type or e4m3. All it does comes from the plan's records, which it
+/// does not change: several calls may run one plan at the same time. Allocates the partials; uses
+/// `num_threads` threads (0: one per core), of which the caller's is one, and joins the others. Throws
+/// InvalidArgument where num_rows is less than the plan's rows, and for types that are not to be.
 void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads);
 
 }  // namespace onewave

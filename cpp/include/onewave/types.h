@@ -48,6 +48,10 @@ struct KvScales {
   int64_t group_stride = 0;
   int64_t head_stride = 0;
   int32_t group_tokens = 1;  ///< divides page_size
+
+  /// Whether tokens have factors of their own, and not heads alone.
+  constexpr bool is_by_group() const { return page_stride != 0 || group_stride != 0; }
+  constexpr bool is_one_factor() const { return !is_by_group() && head_stride == 0; }
 };
 
 }  // namespace onewave

@@ -157,6 +157,7 @@ def _core_shape(workload: Workload) -> _core.AttentionShape:
         workload.head_dim,
         workload.page_size,
         workload.dtype,
+        workload.dtype,
     ).to_core()
 
 
