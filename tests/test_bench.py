@@ -88,6 +88,18 @@ def test_floors_are_those_of_the_gpu() -> None:
     assert prefill.floor_us(H100) / prefill.floor_us(H200) == pytest.approx(790 / 780)
 
 
+def test_floors_of_an_fp8_cache() -> None:
+    """Half the bytes of K and V, and those of q and out: what takes longest where there is one query a request."""
+    for name in ("decode_uniform_b128_8k", "decode_b16_4k", "prefill_1x8k"):
+        wide, fp8 = WORKLOADS[name], WORKLOADS[f"{name}_fp8"]
+        assert fp8.requests == wide.requests and fp8.num_flop == wide.num_flop
+        kv_rows = 2 * sum(request.kv_len for request in fp8.requests) * fp8.num_kv_heads
+        assert wide.num_bytes - fp8.num_bytes == kv_rows * fp8.head_dim
+        assert "cache of float8_e4m3fn" in fp8.describe() and "cache of" not in wide.describe()
+    ratio = WORKLOADS["decode_b16_4k_fp8"].floor_us(H200) / WORKLOADS["decode_b16_4k"].floor_us(H200)
+    assert ratio == pytest.approx(0.5, rel=0.01)
+
+
 def test_random_lengths_are_the_same_everywhere() -> None:
     drawn = [workload for workload in default_workloads() if workload.lens_seed is not None]
     totals = {workload.name: sum(request.kv_len for request in workload.requests) for workload in drawn}
@@ -130,6 +142,20 @@ def test_masks_against_the_reference(window_left: int, logits_soft_cap: float) -
     ours.run()
     expected, _ = reference_attention(tensors, torch.float32)
     assert relative_error(ours.output(), expected) <= MAX_RELATIVE_ERROR
+
+
+def test_an_fp8_cache_against_the_reference() -> None:
+    """Which takes the values that the cache has."""
+    workload = replace(tiny((70, 1), (300, 7), (41, 17)), kv_dtype=torch.float8_e4m3fn)
+    tensors = make_tensors(workload, "cpu", seed=5, unused=math.nan)
+    assert tensors.kv_cache.dtype == torch.float8_e4m3fn
+    ours = Onewave(tensors)
+    ours.plan()
+    ours.run()
+    expected, _ = reference_attention(tensors, torch.float32)
+    assert relative_error(ours.output(), expected) <= MAX_RELATIVE_ERROR
+    wide, _ = reference_attention(make_tensors(tiny(*workload.requests), "cpu", seed=5), torch.float32)
+    assert relative_error(wide, expected) > MAX_RELATIVE_ERROR
 
 
 def test_selection() -> None:
@@ -327,6 +353,17 @@ def test_flash_attention3_is_called_rightly() -> None:
     measured = Harness(CPU, num_runs=1, seed=0).measure(workload, chosen, lambda _: None)
     for result in measured.results:
         assert result.failure is None and result.is_right, result
+
+
+@pytest.mark.usefixtures("fa3_operators")
+def test_flash_attention3_has_one_type_for_all() -> None:
+    workload = replace(tiny((70, 1), (40, 9)), kv_dtype=torch.float8_e4m3fn)
+    measured = Harness(CPU, num_runs=1, seed=0).measure(
+        workload, {"onewave": Onewave, **flash_attention3.systems(None)}, lambda _: None
+    )
+    ours, *peers = measured.results
+    assert ours.failure is None and ours.is_right
+    assert all(peer.is_unsupported and "of the queries' type" in str(peer.failure) for peer in peers)
 
 
 def test_split_needs_both_kinds() -> None:

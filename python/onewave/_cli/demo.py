@@ -79,7 +79,7 @@ def _plan(attention: onewave.BatchAttention, tensors: BatchTensors) -> None:
         step.page_size,
         causal=True,
         q_data_type=step.dtype,
-        kv_data_type=step.dtype,
+        kv_data_type=step.kv_dtype,
     )
 
 

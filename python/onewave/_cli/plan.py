@@ -157,7 +157,7 @@ def _core_shape(workload: Workload) -> _core.AttentionShape:
         workload.head_dim,
         workload.page_size,
         workload.dtype,
-        workload.dtype,
+        workload.kv_dtype,
     ).to_core()
 
 

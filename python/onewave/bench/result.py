@@ -100,6 +100,7 @@ class WorkloadResult:
             "window_left": workload.window_left,
             "logits_soft_cap": workload.logits_soft_cap,
             "dtype": str(workload.dtype).removeprefix("torch."),
+            "kv_dtype": str(workload.kv_dtype).removeprefix("torch."),
             "num_ctas": workload.num_ctas,
             "num_graph_nodes": workload.num_graph_nodes,
             "num_bytes": workload.num_bytes,

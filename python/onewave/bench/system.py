@@ -67,7 +67,7 @@ class Onewave:
             window_left=workload.window_left,
             logits_soft_cap=workload.logits_soft_cap,
             q_data_type=workload.dtype,
-            kv_data_type=workload.dtype,
+            kv_data_type=workload.kv_dtype,
         )
 
     def run(self) -> None:

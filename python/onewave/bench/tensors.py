@@ -19,7 +19,7 @@ class BatchTensors:
     kv_len_arr: torch.Tensor  # int32 [batch_size], tokens
     kv_indices: torch.Tensor  # int32 [kv_indptr[batch_size]], page ids
     q: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim]
-    kv_cache: torch.Tensor  # [num_pages, 2, page_size, num_kv_heads, head_dim]
+    kv_cache: torch.Tensor  # [num_pages, 2, page_size, num_kv_heads, head_dim], of the workload's kv_dtype
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +64,9 @@ def make_tensors(workload: Workload, device: str, seed: int, unused: float | Non
         return torch.randn(shape, dtype=workload.dtype, device=device, generator=generator)
 
     q = random(workload.total_qo_len, workload.num_qo_heads, workload.head_dim)
-    kv_cache = random(num_pages, 2, workload.page_size, workload.num_kv_heads, workload.head_dim)
+    kv_cache = random(num_pages, 2, workload.page_size, workload.num_kv_heads, workload.head_dim).to(
+        workload.kv_dtype
+    )
     if unused is not None:
         for request, end in zip(workload.requests, kv_indptr[1:].tolist(), strict=True):
             last_page_len = request.kv_len % workload.page_size

@@ -51,6 +51,7 @@ class Workload:
     window_left: int = -1
     logits_soft_cap: float = 0.0
     dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype = torch.bfloat16  # dtype, or torch.float8_e4m3fn
     # CTAs that onewave may use, None: one for each SM. Other systems have no such limit and are left out.
     num_ctas: int | None = None
     # Runs in the CUDA graph that is timed, and divides its time; 0: a run is launched and timed by itself.
@@ -71,7 +72,8 @@ class Workload:
         """q and out, and each K and V row that is seen once."""
         q_rows = self.total_qo_len * self.num_qo_heads
         kv_rows = sum(request.num_keys(self.window_left) for request in self.requests) * self.num_kv_heads
-        return 2 * (q_rows + kv_rows) * self.head_dim * self.dtype.itemsize
+        row_bytes = q_rows * self.dtype.itemsize + kv_rows * self.kv_dtype.itemsize
+        return 2 * row_bytes * self.head_dim
 
     @property
     def num_flop(self) -> int:
@@ -108,6 +110,8 @@ class Workload:
         shown_batch = " + ".join(batch) if len(batch) <= 4 else self._describe_ragged()
         parts = [shown_batch, f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
         parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
+        if self.kv_dtype != self.dtype:
+            parts.append(f"cache of {str(self.kv_dtype).removeprefix('torch.')}")
         if self.window_left >= 0:
             parts.append(f"window {self.window_left}")
         if self.logits_soft_cap > 0:

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import torch
+
 from onewave.bench.workload import Request, Workload
 
 # For a machine without a GPU; not among the default workloads.
@@ -63,6 +65,7 @@ _MIXED = [
 _PREFILL = [
     Workload("prefill_1x8k", _uniform(1, 8192, 8192)),
     Workload("prefill_1x8k_p1", _uniform(1, 8192, 8192), page_size=1),
+    Workload("prefill_1x8k_fp8", _uniform(1, 8192, 8192), kv_dtype=torch.float8_e4m3fn),
     Workload("prefill_1x8k_p64", _uniform(1, 8192, 8192), page_size=64),
     Workload("prefill_1x8k_d64", _uniform(1, 8192, 8192), num_qo_heads=64, head_dim=64),
     Workload("prefill_1x8k_d96", _uniform(1, 8192, 8192), head_dim=96),
@@ -91,7 +94,9 @@ _PREFILL = [
 _DECODE = [
     Workload("decode_uniform_b128_8k", _uniform(128, 8192)),
     Workload("decode_uniform_b128_8k_p1", _uniform(128, 8192), page_size=1),
+    Workload("decode_uniform_b128_8k_fp8", _uniform(128, 8192), kv_dtype=torch.float8_e4m3fn),
     Workload("decode_b16_4k", _uniform(16, 4096)),
+    Workload("decode_b16_4k_fp8", _uniform(16, 4096), kv_dtype=torch.float8_e4m3fn),
     Workload("decode_b1_128k", _uniform(1, 131072)),
     Workload("decode_lognormal_b64", _decodes(lognormal_lens(0, 64, 3000, 1.3, 64, 100000)), lens_seed=0),
     *(Workload(f"decode_b{count}_8k", _uniform(count, 8192)) for count in (20, 33, 34, 40, 48, 67, 100)),

@@ -24,6 +24,8 @@ class FlashAttention3:
 
     def __init__(self, tensors: BatchTensors, operators: Any, sm_margin: int) -> None:
         workload = tensors.workload
+        if workload.kv_dtype != workload.dtype:
+            raise Unsupported("needs keys and values of the queries' type")
         self._operators = operators
         self._schedule: torch.Tensor | None = None
         self._out = torch.full_like(tensors.q, torch.nan)

@@ -39,7 +39,7 @@ class Batch:
             workload.page_size,
             causal=workload.causal,
             q_data_type=workload.dtype,
-            kv_data_type=workload.dtype,
+            kv_data_type=workload.kv_dtype,
         )
 
     def run(self) -> None:
@@ -58,7 +58,10 @@ class _Wrapper:
         self._wrapper = wrapper
         shape = (workload.num_qo_heads, workload.num_kv_heads, workload.head_dim, workload.page_size)
         self._plan_args = (*plan_args, *shape)
-        self._plan_options = plan_options | {"q_data_type": workload.dtype, "kv_data_type": workload.dtype}
+        self._plan_options = plan_options | {
+            "q_data_type": workload.dtype,
+            "kv_data_type": workload.kv_dtype,
+        }
         self._out = torch.full_like(tensors.q, torch.nan)
 
     def plan(self) -> None:
@@ -79,8 +82,10 @@ def _decode(tensors: BatchTensors) -> _Wrapper:
 
 
 def _prefill(tensors: BatchTensors) -> _Wrapper:
+    # FlashAttention-3 there has one type for all.
+    backend = "fa3" if tensors.workload.kv_dtype == tensors.workload.dtype else "fa2"
     wrapper = _flashinfer(tensors).BatchPrefillWithPagedKVCacheWrapper(
-        _workspace("prefill", tensors.device), kv_layout="NHD", backend="fa3"
+        _workspace("prefill", tensors.device), kv_layout="NHD", backend=backend
     )
     indices = (tensors.qo_indptr, tensors.kv_indptr, tensors.kv_indices, _last_page_len(tensors))
     return _Wrapper(tensors, wrapper, *indices, causal=tensors.workload.causal)
