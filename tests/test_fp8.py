@@ -12,9 +12,7 @@ from dense_batch import DenseBatch, GroupScales, Heads, Lens, Masks, Paged, RowS
 from gpu_checks import make_attention, plan
 from onewave import _core
 from test_errors import ERRORS, plan_arguments, run_arguments, small_attention
-from test_executor import DTYPES, NUM_CTAS, check_outputs, num_split_tiles, run_planned, seed
-
-__all__ = ["seed"]  # a fixture
+from test_executor import DTYPES, NUM_CTAS, check_outputs, num_split_tiles, run_planned
 
 FP8 = torch.float8_e4m3fn
 # A split of either kind on NUM_CTAS CTAs, a request whose last page and group are not full, and empty ones.
@@ -410,16 +408,13 @@ def test_a_graph_with_factors_of_groups_sees_masks(
         planned.plan(**fp8_plan_arguments(), window_left=5)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kv_dtype", "message"),
-    [
-        (_core.DType.BFLOAT16, _core.DType.FLOAT16, "kv_dtype is another than that of q"),
-        (_core.DType.FLOAT8_E4M3, None, "dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits"),
-    ],
-)
-def test_executor_refuses(
-    dtype: _core.DType, kv_dtype: _core.DType | None, message: str, planned: onewave.BatchAttention
-) -> None:
-    args = _core.RunArgs(dtype, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0, kv_dtype)
-    with pytest.raises(ValueError, match=message):
-        _core.execute_plan(planned.plan_bytes(), args, 1)
+def test_executor_refuses(planned: onewave.BatchAttention) -> None:
+    """Types that are not to be."""
+    bfloat16, float16, e4m3 = _core.DType.BFLOAT16, _core.DType.FLOAT16, _core.DType.FLOAT8_E4M3
+    for dtype, kv_dtype, message in (
+        (bfloat16, float16, "kv_dtype is another than that of q"),
+        (e4m3, None, "dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits"),
+    ):
+        args = _core.RunArgs(dtype, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0, kv_dtype)
+        with pytest.raises(ValueError, match=message):
+            _core.execute_plan(planned.plan_bytes(), args, 1)
