@@ -461,6 +461,7 @@ void bind_device(nb::module_& m) {
       .def_ro("driver_version", &DeviceInfo::driver_version);
   nb::class_<KernelInfo>(m, "KernelInfo")
       .def_ro("dtype", &KernelInfo::dtype)
+      .def_ro("kv_dtype", &KernelInfo::kv_dtype)
       .def_ro("head_dim_qk", &KernelInfo::head_dim_qk)
       .def_ro("head_dim_vo", &KernelInfo::head_dim_vo)
       .def_ro("loader", &KernelInfo::loader)

@@ -24,14 +24,14 @@ struct LoadedKernel {
 
 std::span<const EmbeddedKernel> embedded_kernels() { return {kEmbeddedKernels, kNumEmbeddedKernels}; }
 
-std::string describe(DType dtype, int32_t head_dim_qk, int32_t head_dim_vo, Loader loader) {
-  const std::string vo = head_dim_vo == head_dim_qk ? "" : " and " + std::to_string(head_dim_vo);
-  return std::string(dtype_name(dtype)) + " head_dim " + std::to_string(head_dim_qk) + vo +
-         (loader == Loader::kTma ? " tma" : " gather");
-}
-
-std::string describe(const EmbeddedKernel& row) {
-  return describe(row.dtype, row.head_dim_qk, row.head_dim_vo, row.loader);
+/// Of a row or a shape.
+template <class Kernel>
+std::string describe(const Kernel& kernel, Loader loader) {
+  std::string words = dtype_name(kernel.dtype);
+  if (kernel.kv_dtype != kernel.dtype) words += std::string(" with kv ") + dtype_name(kernel.kv_dtype);
+  words += " head_dim " + std::to_string(kernel.head_dim_qk);
+  if (kernel.head_dim_vo != kernel.head_dim_qk) words += " and " + std::to_string(kernel.head_dim_vo);
+  return words + (loader == Loader::kTma ? " tma" : " gather");
 }
 
 CUkernel load_cubin(const Cubin& cubin, const KernelInterface& interface) {
@@ -77,6 +77,7 @@ std::vector<KernelInfo> list_kernels() {
   std::vector<KernelInfo> infos;
   for (const EmbeddedKernel& row : embedded_kernels()) {
     infos.push_back({.dtype = row.dtype,
+                     .kv_dtype = row.kv_dtype,
                      .head_dim_qk = row.head_dim_qk,
                      .head_dim_vo = row.head_dim_vo,
                      .loader = row.loader,
@@ -92,17 +93,19 @@ const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked) {
   const auto distance = [&](const EmbeddedKernel& row) {
     constexpr int32_t kOther = 1 << 10;
     return std::abs(row.head_dim_qk - shape.head_dim_qk) + std::abs(row.head_dim_vo - shape.head_dim_vo) +
-           (row.dtype != shape.dtype ? kOther : 0) + (row.loader != loader ? 2 * kOther : 0) +
-           (row.is_masked != is_masked ? 4 * kOther : 0);
+           (row.dtype != shape.dtype ? kOther : 0) +
+           (row.kv_dtype != shape.kv_dtype && (row.kv_dtype != row.dtype || shape.kv_dtype != shape.dtype)
+                ? kOther
+                : 0) +
+           (row.loader != loader ? 2 * kOther : 0) + (row.is_masked != is_masked ? 4 * kOther : 0);
   };
   const EmbeddedKernel* nearest = nullptr;
   for (const EmbeddedKernel& row : embedded_kernels()) {
     if (nearest == nullptr || distance(row) < distance(*nearest)) nearest = &row;
   }
   if (nearest != nullptr && distance(*nearest) == 0) return *nearest;
-  std::string message =
-      "there is no kernel for " + describe(shape.dtype, shape.head_dim_qk, shape.head_dim_vo, loader);
-  if (nearest != nullptr) message += "; the nearest is " + describe(*nearest);
+  std::string message = "there is no kernel for " + describe(shape, loader);
+  if (nearest != nullptr) message += "; the nearest is " + describe(*nearest, nearest->loader);
   throw InvalidArgument(message);
 }
 

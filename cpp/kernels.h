@@ -20,10 +20,11 @@ struct Cubin {
 /// One row of the table of attention kernels.
 struct EmbeddedKernel {
   DType dtype;
+  DType kv_dtype;
   int32_t head_dim_qk;
   int32_t head_dim_vo;
   Loader loader;
-  bool is_masked;  ///< looks at windows, soft caps, sinks and custom masks
+  bool is_masked;  ///< looks at windows, soft caps, sinks, custom masks and scales of groups of tokens
   Cubin cubin;
 };
 

@@ -50,21 +50,24 @@ TmaBox make_panel_box(const AttentionShape& shape) {
   return {.tokens = std::min(shape.page_size, stage_kv(shape.head_dim_vo)), .panels = 1, .heads = 1};
 }
 
-int32_t box_panels(int32_t head_dim) { return has_full_panels(head_dim) ? num_panels(head_dim) : 1; }
+int32_t box_panels(int32_t head_dim, DType kv_dtype) {
+  return has_full_panels(head_dim, kv_dtype) ? num_panels(head_dim, dtype_bytes(kv_dtype)) : 1;
+}
 
 /// Of one kv head, with all panels where that can be.
 TmaBox make_box(const AttentionShape& shape, int32_t head_dim) {
   TmaBox box = make_panel_box(shape);
-  box.panels = box_panels(head_dim);
+  box.panels = box_panels(head_dim, shape.kv_dtype);
   return box;
 }
 
 /// The tokens that every number of kv heads that may go together leaves a stage.
 TmaBox make_group_box(const AttentionShape& shape, int32_t head_dim) {
   const HeadGroups groups = head_groups(shape);
-  const bool has_panels = has_full_panels(shape.head_dim_qk) && has_full_panels(shape.head_dim_vo);
+  const bool has_panels = has_full_panels(shape.head_dim_qk, shape.kv_dtype) &&
+                          has_full_panels(shape.head_dim_vo, shape.kv_dtype);
   return {.tokens = std::min(shape.page_size, stage_kv(shape.head_dim_vo) / groups.most),
-          .panels = box_panels(head_dim),
+          .panels = box_panels(head_dim, shape.kv_dtype),
           .heads = has_panels ? groups.box : 1};
 }
 
@@ -78,6 +81,13 @@ GatheredTensor gathered_tensor(const PagedTensor& tensor, DType dtype) {
           .page_chunks = chunks(tensor.page_stride),
           .token_chunks = chunks(tensor.token_stride),
           .head_chunks = chunks(tensor.head_stride)};
+}
+
+ScaleStrides scale_strides(const KvScales& scales) {
+  return {.page = scales.page_stride,
+          .group = static_cast<int32_t>(scales.group_stride),
+          .head = static_cast<int32_t>(scales.head_stride),
+          .group_tokens = scales.is_by_group() ? scales.group_tokens : 0};
 }
 
 }  // namespace
@@ -170,13 +180,15 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .v_scale = args.v_scale,
                       .lse_unit = args.natural_lse ? std::numbers::ln2_v<float> : 1.f,
                       .sinks = args.sinks,
-                      .k = gathered_tensor(args.k, shape.dtype),
-                      .v = gathered_tensor(args.v, shape.dtype),
+                      .k = gathered_tensor(args.k, shape.kv_dtype),
+                      .v = gathered_tensor(args.v, shape.kv_dtype),
                       .k_panel_map = {},
                       .k_map = {},
                       .v_map = {},
                       .k_group_map = {},
-                      .v_group_map = {}};
+                      .v_group_map = {},
+                      .k_scale_strides = scale_strides(args.k_scales),
+                      .v_scale_strides = scale_strides(args.v_scales)};
   if (loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
@@ -254,7 +266,9 @@ void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
                         .plan = *plan,
                         .is_capturing = is_capturing(cuda_stream)});
   KernelParams params = impl.make_params(args);
-  launch_kernel(plan->is_masked != 0 || args.sinks != nullptr ? impl.masked_kernel : impl.kernel,
+  const bool is_masked = plan->is_masked != 0 || args.sinks != nullptr || args.k_scales.is_by_group() ||
+                         args.v_scales.is_by_group();
+  launch_kernel(is_masked ? impl.masked_kernel : impl.kernel,
                 {.num_ctas = static_cast<uint32_t>(impl.limits.num_ctas),
                  .block_x = kNumThreads,
                  .shared_bytes = kSharedBytes,

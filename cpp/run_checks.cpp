@@ -40,7 +40,7 @@ void check_stride(const char* name, const char* dimension, int64_t stride, int64
 
 void check_cache_stride(const char* name, const char* dimension, int64_t stride, int64_t size,
                         const RunSituation& situation) {
-  const DType dtype = situation.shape.dtype;
+  const DType dtype = situation.shape.kv_dtype;
   check_stride(name, dimension, stride, size, dtype);
   if (size <= 1) return;
   if (stride < 0 || stride >= kMaxCacheStrideBytes / dtype_bytes(dtype)) {
@@ -61,7 +61,7 @@ double cache_span_bytes(const PagedTensor& cache, int64_t num_pages, const Atten
   };
   return (reach(cache.page_stride, num_pages) + reach(cache.token_stride, shape.page_size) +
           reach(cache.head_stride, shape.num_kv_heads)) *
-         dtype_bytes(shape.dtype);
+         dtype_bytes(shape.kv_dtype);
 }
 
 void check_cache(const char* name, const PagedTensor& cache, int64_t num_pages,
@@ -117,6 +117,26 @@ void check_scales(float sm_scale, float k_scale, float v_scale) {
     fail("k_scale is ", k_scale, "; it must be positive and finite");
   }
   if (!std::isfinite(v_scale)) fail("v_scale is ", v_scale, "; it must be finite");
+}
+
+/// A factor for each kv head, or more of them, is what only kernels of an fp8 cache look at.
+void check_kv_scales(const char* name, const KvScales& scales, const AttentionShape& shape) {
+  if (scales.is_one_factor()) return;
+  if (shape.kv_dtype != DType::kFloat8E4M3) {
+    fail(name, " has more than one factor; it must have one where k and v are ", dtype_name(shape.kv_dtype));
+  }
+  for (const int64_t stride : {scales.page_stride, scales.group_stride, scales.head_stride}) {
+    if (stride < 0) fail(name, " has a stride of ", stride, "; it must not be negative");
+  }
+  if (scales.group_stride > std::numeric_limits<int32_t>::max() ||
+      scales.head_stride > std::numeric_limits<int32_t>::max()) {
+    fail(name, " has strides of groups and heads of ", scales.group_stride, " and ", scales.head_stride,
+         "; they must each be an int32");
+  }
+  if (scales.group_tokens < 1 || shape.page_size % scales.group_tokens != 0) {
+    fail(name, " has groups of ", scales.group_tokens, " tokens; they must divide pages of ",
+         shape.page_size);
+  }
 }
 
 void check_size(const char* name, int64_t size, int64_t minimum) {
@@ -180,14 +200,19 @@ void check_states(const StateSet& states, const MergeArgs& args) {
 void check_run_args(const RunArgs& args, const RunSituation& situation) {
   const DType planned = situation.shape.dtype;
   if (args.dtype != planned) {
-    fail("dtype of q, k, v and out is ", dtype_name(args.dtype), "; the plan was made for ",
-         dtype_name(planned));
+    fail("dtype of q and out is ", dtype_name(args.dtype), "; the plan was made for ", dtype_name(planned));
+  }
+  if (args.kv_dtype != situation.shape.kv_dtype) {
+    fail("kv_dtype is ", dtype_name(args.kv_dtype), "; the plan was made for ",
+         dtype_name(situation.shape.kv_dtype));
   }
   if (args.num_rows < situation.plan.total_qo_len) {
     fail("num_rows is ", args.num_rows,
          "; it must be at least the plan's total_qo_len = ", situation.plan.total_qo_len);
   }
   check_scales(args.sm_scale, args.k_scale, args.v_scale);
+  check_kv_scales("k_scales", args.k_scales, situation.shape);
+  check_kv_scales("v_scales", args.v_scales, situation.shape);
   check_rows("q", args.q, args.q_token_stride, args.q_head_stride, situation);
   check_rows("out", args.out, args.out_token_stride, args.out_head_stride, situation);
   check_num_pages(args.num_pages, situation);

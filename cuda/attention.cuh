@@ -21,7 +21,7 @@ namespace onewave {
 
 /// Of the kind that comes first.
 __device__ __forceinline__ void prefetch_tensor_maps(const KernelParams& params, bool is_narrow) {
-  ptx::prefetch_tensor_map(is_narrow ? &params.k_map : &params.k_panel_map);
+  ptx::prefetch_tensor_map(is_narrow || kWiden ? &params.k_map : &params.k_panel_map);
   ptx::prefetch_tensor_map(&params.v_map);
   if (is_narrow && params.group_heads_shift > 0) {
     ptx::prefetch_tensor_map(&params.k_group_map);
@@ -62,6 +62,7 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   if (threadIdx.x == 0) {
     storage.narrow_rings.init();
     storage.wide_rings.init();
+    storage.loaded.init();
     storage.wide_items.init();
     ptx::mbarrier_init(&storage.narrow_done, kConsumerWarps * kArrivingLanes);
     ptx::fence_mbarrier_init();

@@ -3,6 +3,7 @@
 /// What one cubin is compiled for, and all tuning numbers of the kernel.
 
 #include "params.h"
+#include "ptx/convert.cuh"
 
 #include <onewave/plan_format.h>
 
@@ -10,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace onewave {
 
@@ -18,7 +20,11 @@ using Element = ONEWAVE_DTYPE;
 /// Columns of a row of Q and K, and of one of V and the output.
 inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM_QK;
 inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
-/// K and V row by row with cp.async; otherwise a TMA box per page and 64-column panel.
+/// Whether K and V are e4m3 bytes, which are widened to Element: by the narrow consumers in registers, for
+/// the wide ones by the producer (widen.cuh).
+inline constexpr bool kWiden = ONEWAVE_KV_FP8 == 1;
+using KvElement = std::conditional_t<kWiden, ptx::E4M3, Element>;
+/// K and V row by row with cp.async; otherwise a TMA box per page and panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 
@@ -37,12 +43,18 @@ static_assert(kStageKv == 1 << kStageKvShift && kWideTileQ == 1 << kWideRowsShif
 
 /// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle. The last
 /// panel of 96 columns is half empty: what lies there is never multiplied.
-inline constexpr int kPanelRowBytes = 128;
-inline constexpr int kQkPanels = num_panels(kHeadDimQk);
-inline constexpr int kVoPanels = num_panels(kHeadDimVo);
+inline constexpr int kPanelCols = panel_cols(sizeof(Element));
+inline constexpr int kQkPanels = num_panels(kHeadDimQk, sizeof(Element));
+inline constexpr int kVoPanels = num_panels(kHeadDimVo, sizeof(Element));
+/// The same of K and V as they come: of e4m3 a panel has 128 columns.
+inline constexpr int kKvPanelCols = panel_cols(sizeof(KvElement));
+inline constexpr int kKPanels = num_panels(kHeadDimQk, sizeof(KvElement));
+inline constexpr int kVPanels = num_panels(kHeadDimVo, sizeof(KvElement));
 /// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
-inline constexpr int kChunkCols = 8;
-inline constexpr int kPanelChunks = kPanelCols / kChunkCols;
+inline constexpr int kChunkBytes = 16;
+inline constexpr int kChunkCols = kChunkBytes / sizeof(Element);
+inline constexpr int kKvChunkCols = kChunkBytes / sizeof(KvElement);
+inline constexpr int kPanelChunks = kPanelRowBytes / kChunkBytes;
 
 ONEWAVE_HOST_DEVICE constexpr int round_up_to_power_of_two(int n) {
   int power = 1;
@@ -85,28 +97,47 @@ inline constexpr int kArrivingLanes = 1;
 ///
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
-inline constexpr bool kLongMasked = kMasked && kHeadDimVo > 192;  // whose producer spills with fewer
-inline constexpr int kConsumerRegisters = !kGather ? 232 : kHeadDimVo == 64 || kLongMasked ? 216 : 224;
-inline constexpr int kProducerRegisters = !kGather ? 40 : kLongMasked ? 72 : 56;
+inline constexpr bool kLongMasked =
+    kGather && kMasked && kHeadDimVo > 192;  // whose producer spills with fewer
+inline constexpr int kConsumerRegisters = kWiden                            ? 224
+                                          : !kGather                        ? 232
+                                          : kHeadDimVo == 64 || kLongMasked ? 216
+                                                                            : 224;
+inline constexpr int kProducerRegisters = kWiden ? 56 : !kGather ? 40 : kLongMasked ? 72 : 56;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
+/// A stage of K and one of V: of the wide kind's operands, and of the narrow kind's, or of what is loaded for
+/// the wide kind where it is widened, of which there is one stage each.
+inline constexpr int kStageBytes = kStageKv * (kQkPanels + kVoPanels) * kPanelRowBytes;
+inline constexpr int kLoadedStageBytes = kStageKv * (kKPanels + kVPanels) * kPanelRowBytes;
+
 /// Stages of the K ring and of the V ring: 96 to 160 KiB together. 64 KiB already draw the whole bandwidth;
 /// the wide kind needs two of each to overlap.
-inline constexpr int kNumStages = kQkPanels + kVoPanels == 2 ? 4 : 2;
+constexpr int num_stages(int stage_bytes) { return stage_bytes <= 32 << 10 ? 4 : 2; }
+inline constexpr int kWideStages = num_stages(kStageBytes);
+inline constexpr int kNarrowStages = num_stages(kLoadedStageBytes);
 
-/// Query tiles: where there is room for two, that of the next item is loaded while this one is in use.
-inline constexpr int kStagesBytes = kNumStages * kStageKv * (kQkPanels + kVoPanels) * kPanelRowBytes;
+/// Query tiles: where there is room for two, that of the next item is loaded while this one is in use. (The
+/// masked kernels that widen have no registers for the second.)
+inline constexpr int kWideBytes = kWideStages * kStageBytes + (kWiden ? kLoadedStageBytes : 0);
+inline constexpr int kRecordBytes = kGather ? 4096 : 2560;  ///< of all that is no tile, rounded up
 inline constexpr int kQueryStages =
-    kStagesBytes + 2 * kWideTileQ * kQkPanels * kPanelRowBytes <= 192 << 10 ? 2 : 1;
+    kWideBytes + 2 * kWideTileQ * kQkPanels * kPanelRowBytes <= kSharedBytes - kRecordBytes &&
+            !(kWiden && kMasked)
+        ? 2
+        : 1;
 
 /// Records of wide items beside the query tiles. An item's is read until its output is stored, when the query
 /// tile after the next may be on its way.
 inline constexpr int kHeadItems = 2 * kQueryStages;
 
-/// In the gathering cubins all producer warps load K, V and Q; in the others warp 0 issues K's boxes, warp 1
-/// V's.
-inline constexpr int kQueryLoaderThreads = kGather ? 128 : 64;
+/// Whether all producer warps load K, V and Q of a kind, one tile after another; otherwise warp 0 issues K's
+/// boxes, warp 1 V's, and the others load Q.
+template <Kind kKind>
+inline constexpr bool kLoadsTogether = kGather || (kWiden && kKind == Kind::kWide);
+template <Kind kKind>
+inline constexpr int kQueryLoaderThreads = kLoadsTogether<kKind> ? 128 : 64;
 
 /// A wide row's weights are relative to a reference, which is raised to the row's maximum only where a score
 /// exceeds it by more than this, as an exponent of two: most tiles raise nothing. A reference's own weight is
@@ -124,6 +155,7 @@ enum NamedBarrier : int {
   kBarrierConsumers = 1,  // all consumer threads
   kBarrierWarpgroup = 2,  // one consumer warpgroup: 2 and 3
   kBarrierTurn = 4,       // the wide consumer warpgroup whose turn it is: 4 and 5
+  kBarrierProducer = 6,   // the producer warpgroup
 };
 
 }  // namespace onewave

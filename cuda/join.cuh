@@ -42,12 +42,8 @@ class NarrowJoin {
       for (int m = 0; m < kSliceBlocks; ++m) {
 #pragma unroll
         for (int j = 0; j < kBlocks; ++j) {
-          float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m + lane_ / 4;
-          const float (&block)[4] = out[slice * kSliceBlocks + m][j];
-          target[0] = block[0];
-          target[kPitch] = block[1];
-          target[8] = block[2];
-          target[kPitch + 8] = block[3];
+          float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m;
+          store_block<kPitch>(target, out[slice * kSliceBlocks + m][j]);
         }
       }
       ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
@@ -57,6 +53,22 @@ class NarrowJoin {
   }
 
  private:
+  /// `rows`: the first column of the block in the first of the lane's two packed rows.
+  template <int kPitch>
+  __device__ __forceinline__ void store_block(float* rows, const float (&block)[4]) const {
+    if constexpr (kWiden) {
+      float* target = rows + lane_ / 4 * 2;
+      *reinterpret_cast<float2*>(target) = make_float2(block[0], block[2]);
+      *reinterpret_cast<float2*>(target + kPitch) = make_float2(block[1], block[3]);
+    } else {
+      float* target = rows + lane_ / 4;
+      target[0] = block[0];
+      target[kPitch] = block[1];
+      target[8] = block[2];
+      target[kPitch + 8] = block[3];
+    }
+  }
+
   __device__ __forceinline__ void publish_states(const RowState (&rows)[2 * kBlocks]) const {
 #pragma unroll
     for (int i = 0; i < 2 * kBlocks; ++i) {
@@ -65,6 +77,15 @@ class NarrowJoin {
       for (int lanes = 4; lanes < 32; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
       if (lane_ < 4) buffer_.states[i / 2 * 8 + 2 * lane_ + i % 2][warp_] = make_float2(rows[i].m, l);
     }
+  }
+
+  /// Of the step, that of a warp.
+  __device__ __forceinline__ int head_of(int warp) const { return key_warp_of(warp) >> head_warps_shift_; }
+
+  __device__ __forceinline__ Scales scales_of(const Output& output, int warp) const {
+    if constexpr (!kWiden) return scales_;
+    return Scales(output.params, static_cast<const PlanHeader*>(output.params.plan),
+                  output.kv_head + head_of(warp));
   }
 
   /// A thread for each row and warp, the warps of a row side by side: the weight of the warp's O^T, and the
@@ -78,11 +99,11 @@ class NarrowJoin {
     float m = state.x;
     for (int lanes = 1; lanes < num_head_warps; lanes *= 2)
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, lanes));
-    const float factor = ptx::ex2((state.x - finite_max(m)) * scales_.score_log2);
+    const Scales scales = scales_of(output, warp);
+    const float factor = ptx::ex2((state.x - finite_max(m)) * scales.score_log2);
     float l = state.y * factor;
     for (int lanes = 1; lanes < num_head_warps; lanes *= 2) l += __shfl_xor_sync(0xffffffff, l, lanes);
-    const RowEnd end(m, l, output.item_sink(key_warp_of(warp) >> head_warps_shift_, row), scales_.score_log2,
-                     scales_.v);
+    const RowEnd end(m, l, output.item_sink(head_of(warp), row), scales.score_log2, scales.v);
     buffer_.weights[warp][row] = factor * end.out_scale;
     if ((warp & (num_head_warps - 1)) == 0 && column_part_of(warp) == 0 && row < output.item.num_rows)
       output.store_lse(warp >> head_warps_shift_, row, end.lse);
@@ -116,8 +137,7 @@ class NarrowJoin {
     for (int warp = 0; warp < kConsumerWarps; ++warp) {
       add(warp);
       if ((warp + 1) & ((1 << head_warps_shift_) - 1)) continue;
-      output.store_4(key_warp_of(warp) >> head_warps_shift_, row,
-                     column_part_of(warp) * kPartCols + first_col + col, sum);
+      output.store_4(head_of(warp), row, column_part_of(warp) * kPartCols + first_col + col, sum);
       sum = make_float4(0.f, 0.f, 0.f, 0.f);
     }
   }

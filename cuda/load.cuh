@@ -36,9 +36,9 @@ struct KeyRange {
   int step_heads_shift;  ///< log2 of the kv heads of a tile
 };
 
-/// A box per page, issued by the lanes of one warp, a page each. The wide kind's K has one for each 64-column
-/// panel, whose 8-row groups must be 1024 bytes apart for wgmma. So has everything where the last panel is
-/// not full: a box of all panels cannot end inside one.
+/// A box per page, issued by the lanes of one warp, a page each. A wide stage of K has one for each panel,
+/// whose 8-row groups must be 1024 bytes apart for wgmma. So has everything where the last panel is not full:
+/// a box of all panels cannot end inside one.
 template <Kind kKind>
 struct TmaLoader {
   struct Rows {
@@ -77,23 +77,23 @@ struct TmaLoader {
     return rows;
   }
 
-  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, Element* stage,
+  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, KvElement* stage,
                                          uint64_t* full) const {
-    if constexpr (kKind == Kind::kNarrow) {
-      load_boxes<kHeadDimQk>(rows.step_heads_shift > 0 ? params.k_group_map : params.k_map, rows, kv_head,
-                             stage, full);
+    if constexpr (kKind == Kind::kNarrow || kWiden) {
+      const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
+      load_boxes<kHeadDimQk>(grouped ? params.k_group_map : params.k_map, rows, kv_head, stage, full);
     } else {
-      expect_stage<kQkPanels>(full);
+      expect_stage<kKPanels>(full);
       if (lane >= kStageKv >> params.box_shift) return;
 #pragma unroll
-      for (int panel = 0; panel < kQkPanels; ++panel) {
-        load_panel<kHeadDimQk>(stage + (panel * kStageKv + (lane << params.box_shift)) * kPanelCols,
+      for (int panel = 0; panel < kKPanels; ++panel) {
+        load_panel<kHeadDimQk>(stage + (panel * kStageKv + (lane << params.box_shift)) * kKvPanelCols,
                                params.k_panel_map, rows, kv_head, panel, full);
       }
     }
   }
 
-  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, Element* stage,
+  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, KvElement* stage,
                                          uint64_t* full) const {
     const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
     load_boxes<kHeadDimVo>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
@@ -101,32 +101,33 @@ struct TmaLoader {
 
  private:
   template <int kHeadDim>
-  __device__ __forceinline__ void load_panel(Element* target, const TensorMap& map, const Rows& rows,
+  __device__ __forceinline__ void load_panel(KvElement* target, const TensorMap& map, const Rows& rows,
                                              int head, int panel, uint64_t* full) const {
     // Where the last is not full, columns are one dimension, which a box may reach out of.
-    constexpr bool kAreFull = kHeadDim % kPanelCols == 0;
-    ptx::tma_load_5d(target, &map, full, kAreFull ? 0 : panel * kPanelCols, rows.token, kAreFull ? panel : 0,
-                     head, rows.page, policy);
+    constexpr bool kAreFull = kHeadDim % kKvPanelCols == 0;
+    ptx::tma_load_5d(target, &map, full, kAreFull ? 0 : panel * kKvPanelCols, rows.token,
+                     kAreFull ? panel : 0, head, rows.page, policy);
   }
 
   template <int kHeadDim>
   __device__ __forceinline__ void load_boxes(const TensorMap& map, const Rows& rows, int kv_head,
-                                             Element* stage, uint64_t* full) const {
-    constexpr int kNumPanels = num_panels(kHeadDim);
+                                             KvElement* stage, uint64_t* full) const {
+    constexpr int kNumPanels = num_panels(kHeadDim, sizeof(KvElement));
     const int heads_shift = kKind == Kind::kNarrow ? rows.step_heads_shift : 0;
     const TmaBox box(params, heads_shift);
     const int head_box = lane & ((1 << (heads_shift - box.heads_shift)) - 1);
     expect_stage<kNumPanels>(full);
     if (lane >= kStageKv >> box.rows_shift()) return;
-    Element* target = stage + (lane << box.rows_shift()) * (kNumPanels * kPanelCols);
+    KvElement* target = stage + (lane << box.rows_shift()) * (kNumPanels * kKvPanelCols);
     const int head = kv_head + (head_box << box.heads_shift);
-    constexpr int kBoxes = kHeadDim % kPanelCols == 0 ? 1 : kNumPanels;
+    constexpr int kBoxes = kHeadDim % kKvPanelCols == 0 ? 1 : kNumPanels;
     if constexpr (kBoxes == 1) {
       ptx::tma_load_5d(target, &map, full, 0, rows.token, 0, head, rows.page, policy);
     } else {
 #pragma unroll
       for (int panel = 0; panel < kBoxes; ++panel)
-        load_panel<kHeadDim>(target + (panel * kPanelCols << box.tokens_shift), map, rows, head, panel, full);
+        load_panel<kHeadDim>(target + (panel * kKvPanelCols << box.tokens_shift), map, rows, head, panel,
+                             full);
     }
   }
 
@@ -184,34 +185,37 @@ struct GatherLoader {
       return {-1, 0};
     const int key = key_of_request(params, item, tile_begin) + key_in_tile;
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
-    ptx::cp_async_4(ptx::shared_address(&page_ids.of_thread[n % kPageIdSlots][thread]),
-                    kv_indices + keys.page_begin + page_idx);
+    if (!kSharePageIds || thread % kPanelChunks < kLanesRows)
+      ptx::cp_async_4(ptx::shared_address(&page_ids.of_thread[n % kPageIdSlots][slot()]),
+                      kv_indices + keys.page_begin + page_idx);
     return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kStageKvShift};
   }
 
   template <bool kIsInner>
-  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, uint32_t n, Element* stage,
+  __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, uint32_t n, KvElement* stage,
                                          uint64_t* full) const {
     load<kIsInner>(rows, kv_head, n, Destination<kHeadDimQk>{params.k, k_first, stage, full});
   }
 
   template <bool kIsInner>
-  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, uint32_t n, Element* stage,
+  __device__ __forceinline__ void load_v(const Rows& rows, int kv_head, uint32_t n, KvElement* stage,
                                          uint64_t* full) const {
     load<kIsInner>(rows, kv_head, n, Destination<kHeadDimVo>{params.v, v_first, stage, full});
   }
 
   template <bool kIsInner>
-  __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, uint32_t n, Element* k_stage,
-                                          uint64_t* k_full, Element* v_stage, uint64_t* v_full) const {
+  __device__ __forceinline__ void load_kv(const Rows& rows, int kv_head, uint32_t n, KvElement* k_stage,
+                                          uint64_t* k_full, KvElement* v_stage, uint64_t* v_full) const {
     load<kIsInner>(rows, kv_head, n, Destination<kHeadDimQk>{params.k, k_first, k_stage, k_full},
                    Destination<kHeadDimVo>{params.v, v_first, v_stage, v_full});
   }
 
  private:
-  static constexpr int kChunkBytes = kChunkCols * sizeof(Element);
   static constexpr int kLanesRows = kStageKv * kPanelChunks / kWarpgroupThreads;  ///< of eight lanes
   static constexpr uint32_t kNoRow = UINT32_MAX;
+
+  /// Of the page ids.
+  __device__ __forceinline__ int slot() const { return kSharePageIds ? row : thread; }
 
   /// What a stage is filled from.
   template <int kHeadDim>
@@ -220,7 +224,7 @@ struct GatherLoader {
 
     const GatheredTensor& source;
     const char* first;
-    Element* stage;
+    KvElement* stage;
     uint64_t* full;
   };
 
@@ -234,7 +238,8 @@ struct GatherLoader {
   __device__ __forceinline__ void load(const Rows& rows, int kv_head, uint32_t n,
                                        const Destinations&... to) const {
     const bool valid = kIsInner || rows.token >= 0;
-    const uint32_t page = valid ? page_ids.of_thread[n % kPageIdSlots][thread] : 0;
+    if constexpr (kSharePageIds) __syncwarp();  // another lane's may be this one's
+    const uint32_t page = valid ? page_ids.of_thread[n % kPageIdSlots][slot()] : 0;
     const auto offset = [&](const GatheredTensor& source) {
       return page * source.page_chunks + rows.token * source.token_chunks +
              (kv_head + rows.head) * source.head_chunks;
@@ -249,7 +254,7 @@ struct GatherLoader {
   }
 
   /// This lane's chunk in the first of its rows.
-  __device__ __forceinline__ uint32_t first_target(Element* stage) const {
+  __device__ __forceinline__ uint32_t first_target(KvElement* stage) const {
     return ptx::shared_address(stage) +
            tile_offset(kStageKv, row / kLanesRows * kLanesRows, thread % 32 % kPanelChunks);
   }
@@ -262,16 +267,17 @@ struct GatherLoader {
   template <bool kAllValid, int kCols>
   __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
                                                    uint32_t first_target) {
-#pragma unroll
+#pragma unroll(kWiden ? 4 : kLanesRows)  // all at once spill a producer that also widens
     for (int i = 0; i < kLanesRows; ++i) {
       const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
       const bool valid = kAllValid || row_offset != kNoRow;
       const char* source = first + (valid ? static_cast<uint64_t>(row_offset) * kChunkBytes : 0);
       const uint32_t target = nth_chunk(first_target, i) + i * kPanelRowBytes;
 #pragma unroll
-      for (int panel = 0; panel < num_panels(kCols); ++panel) {
-        constexpr int kLastChunks = kCols % kPanelCols / kChunkCols;  // of a panel that is not full
-        if (panel == kCols / kPanelCols && static_cast<int>(threadIdx.x % kPanelChunks) >= kLastChunks) break;
+      for (int panel = 0; panel < num_panels(kCols, sizeof(KvElement)); ++panel) {
+        constexpr int kLastChunks = kCols % kKvPanelCols / kKvChunkCols;  // of a panel that is not full
+        if (panel == kCols / kKvPanelCols && static_cast<int>(threadIdx.x % kPanelChunks) >= kLastChunks)
+          break;
         const uint32_t panel_target = target + panel * kStageKv * kPanelRowBytes;
         const char* panel_source = source + panel * kPanelRowBytes;
         if constexpr (kAllValid) {
@@ -286,7 +292,7 @@ struct GatherLoader {
 
 /// Fills the query tile of the kv heads from `kv_head` on that an item takes together, each padded to
 /// 1 << rows_shift rows: those that the item does not have become zeros. `thread` counts the
-/// kQueryLoaderThreads threads that share the work.
+/// kQueryLoaderThreads<kKind> threads that share the work.
 template <Kind kKind, int kTileElements>
 __device__ __forceinline__ void load_queries(const KernelParams& params, const WorkItem& item,
                                              const PackedRows& rows, int kv_head, int rows_shift, int thread,
@@ -300,11 +306,12 @@ __device__ __forceinline__ void load_queries(const KernelParams& params, const W
   const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
   const int end = kRowThreads == kRowChunks || chunk < kRowChunks ? num_tile_rows : 0;
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
-  for (int i = thread / kRowThreads; i < end; i += kQueryLoaderThreads / kRowThreads) {
+  for (int i = thread / kRowThreads; i < end; i += kQueryLoaderThreads<kKind> / kRowThreads) {
     const int row = i & ((1 << rows_shift) - 1);
     const bool valid = row < item.num_rows;
     const QueryRow source = rows.query_row(kv_head + (i >> rows_shift), valid ? row : 0);
-    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileElements / (kQkPanels * kPanelCols), i, chunk),
+    constexpr int kTileRows = kTileElements / (kQkPanels * kPanelCols);
+    ptx::cp_async_16_or_zeros(destination + tile_offset(kTileRows, i, chunk, query_swizzle<kKind>(i)),
                               q + static_cast<int64_t>(source.token) * params.q_token_stride +
                                   static_cast<int64_t>(source.head) * params.q_head_stride,
                               valid);

@@ -8,9 +8,13 @@
 /// item, and the warps of a kv head join once at its end. (Above 128 columns a stage has 64 rows: two warps
 /// have the same 16, and each a half of the columns of O^T.)
 ///
+/// K and V of e4m3 are widened in registers, between ldmatrix, which takes two of them for one 16-bit
+/// element, and the product. So a lane gets four columns of K side by side where it had two and two, and
+/// takes those of Q likewise; and of V two columns side by side, which go to the rows of O^T eight apart.
+///
 /// Accumulators: lane i holds of each 16 x 8 block the elements (i / 4, 2 (i % 4) + c) at c and 8 rows below
-/// at 2 + c. So a lane's packed rows are 8 j + 2 (i % 4) + c in S^T and O^T alike, and one RowState serves
-/// both.
+/// at 2 + c (of e4m3 head columns 2 (i / 4) and the next). So a lane's packed rows are 8 j + 2 (i % 4) + c in
+/// S^T and O^T alike, and one RowState serves both.
 
 #include "join.cuh"
 #include "output.cuh"
@@ -21,7 +25,7 @@ namespace onewave {
 /// Of the rings. K and V of a tile are in stages of the same number, and used one after another.
 struct NarrowPositions {
   RingPosition<kQueryStages> q;
-  RingPosition<kNumStages> kv;
+  RingPosition<kNarrowStages> kv;
 };
 
 /// `kRows`: packed rows, padded to 8, 16 or 32.
@@ -35,32 +39,34 @@ class NarrowConsumer {
   using QueryFragments = uint32_t[kStepPairs][kBlocks][4];
 
  public:
+  /// `kv_head`: the first of the step.
   __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
-                                            NarrowStorage& storage, KindRings& rings, NarrowPositions& at,
-                                            int step_heads_shift)
+                                            NarrowStorage& storage, NarrowRings& rings, NarrowPositions& at,
+                                            int kv_head, int step_heads_shift)
       : params_(params),
         work_(work),
         storage_(storage),
         rings_(rings),
         at_(at),
-        scales_(params, work.header),
+        scales_(params, work.header, kv_head),
+        kv_head_(kv_head),
         step_heads_shift_(step_heads_shift),
         lane_(threadIdx.x % 32) {
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
     const int head_warps_shift = kKeyWarpsShift - step_heads_shift;
     const int key_warp = key_warp_of(warp);
     head_ = key_warp >> head_warps_shift;
+    if constexpr (kWiden) scales_ = Scales(params, work.header, kv_head + head_);
     warp_key_ = (key_warp & ((1 << head_warps_shift) - 1)) * 16;
-    const NarrowLayout<kQkPanels> k_layout(params, step_heads_shift);
-    const NarrowLayout<kVoPanels> v_layout(params, step_heads_shift);
+    const NarrowLayout<kKPanels> k_layout(params, step_heads_shift);
+    const NarrowLayout<kVPanels> v_layout(params, step_heads_shift);
     k_row_ = k_layout.row_offset(head_, warp_key_ + lane_ % 16);
     v_row_ = v_layout.row_offset(head_, warp_key_ + lane_ / 16 * 8 + lane_ % 8);
     panel_bytes_ = k_layout.panel_bytes();
     if constexpr (kColumnParts > 1) first_block_ = column_part_of(warp) * (kPartCols / 16);
   }
 
-  /// `kv_head`: the first of the step.
-  __device__ __forceinline__ void attend(const WorkItem& item, int kv_head) {
+  __device__ __forceinline__ void attend(const WorkItem& item) {
     QueryFragments q;
     float out[kPartCols / 16][kBlocks][4] = {};
     RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
@@ -91,8 +97,8 @@ class NarrowConsumer {
     if constexpr (kMasked) at_.q.count = ptx::opaque(at_.q.count);  // or its stage is kept, and spilled
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
-    NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header), step_heads_shift_)
-        .run(Output(params_, work_, item, packed, kv_head), rows, out);
+    NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header, kv_head_), step_heads_shift_)
+        .run(Output(params_, work_, item, packed, kv_head_), rows, out);
   }
 
  private:
@@ -123,10 +129,54 @@ class NarrowConsumer {
   /// step s.
   __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.q[at_.q.stage()]);
-    const uint32_t first =
-        first_chunk(tile + (head_ * kRows + lane_ % 8) * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
     const uint32_t rows = (step_pair / 2 * kNarrowStepRows + 8 * j) * kPanelRowBytes;
-    ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
+    if constexpr (kWiden) {
+      const int row = lane_ / 4;
+      const uint32_t first = nth_chunk(first_chunk(tile + (head_ * kRows + row) * kPanelRowBytes,
+                                                   query_swizzle<Kind::kNarrow>(row)),
+                                       lane_ / 2 % 2) +
+                             lane_ % 2 * 8;
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint2 columns = ptx::load_shared_8(nth_chunk(first, 4 * (step_pair % 2) + 2 * step) + rows);
+        fragment[2 * step] = ptx::permute_bytes(columns.x, columns.y, 0x5410);
+        fragment[2 * step + 1] = ptx::permute_bytes(columns.x, columns.y, 0x7632);
+      }
+    } else {
+      const uint32_t first =
+          first_chunk(tile + (head_ * kRows + lane_ % 8) * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
+      ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
+    }
+  }
+
+  /// A operands of two steps of 16 head columns. `first`: of this lane's row.
+  __device__ __forceinline__ void load_keys(uint32_t (&k)[2][4], uint32_t first, int step_pair) const {
+    if constexpr (kWiden) {
+      uint32_t bytes[4];
+      ptx::ldmatrix_x4(bytes, nth_chunk(first, 2 * (step_pair % 4)) + step_pair / 4 * panel_bytes_);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint2 pairs = ptx::widen_by_turns<Element>(bytes[i]);
+        k[i / 2][i % 2] = pairs.x;
+        k[i / 2][i % 2 + 2] = pairs.y;
+      }
+    } else {
+      const uint32_t panel = step_pair / 2 * panel_bytes_;
+      ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
+      ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
+    }
+  }
+
+  /// A operands of two blocks of 16 head columns, the `pair`-th of them.
+  __device__ __forceinline__ void load_value_pair(uint32_t (&v)[2][4], uint32_t first, int pair) const {
+    uint32_t bytes[4];
+    ptx::ldmatrix_x4_trans(bytes, nth_chunk(first, 2 * (pair % 4)) + pair / 4 * panel_bytes_);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint2 pairs = ptx::widen_by_turns<Element>(bytes[i]);
+      v[i % 2][i / 2 * 2] = pairs.x;
+      v[i % 2][i / 2 * 2 + 1] = pairs.y;
+    }
   }
 
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
@@ -134,10 +184,8 @@ class NarrowConsumer {
     const uint32_t first = first_chunk(tile + k_row_, lane_) ^ lane_ / 16 * 16;
 #pragma unroll
     for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
-      const uint32_t panel = step_pair / 2 * panel_bytes_;
       uint32_t k[2][4];
-      ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
-      ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
+      load_keys(k, first, step_pair);
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
         uint32_t fragment[4];
@@ -225,11 +273,16 @@ class NarrowConsumer {
     const uint32_t keep_low = (pair < valid_keys ? 0xffffu : 0u) | (pair + 1 < valid_keys ? 0xffff0000u : 0u);
     const uint32_t keep_high =
         (pair + 8 < valid_keys ? 0xffffu : 0u) | (pair + 9 < valid_keys ? 0xffff0000u : 0u);
+    uint32_t pair_of_blocks[2][4];
 #pragma unroll
     for (int m = 0; m < kPartCols / 16; ++m) {
-      uint32_t v[4];
       const int block = kColumnParts > 1 ? first_block_ + m : m;
-      ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (block % 4)) + block / 4 * panel_bytes_);
+      uint32_t (&v)[4] = pair_of_blocks[kWiden ? m % 2 : 0];
+      if constexpr (!kWiden) {
+        ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (block % 4)) + block / 4 * panel_bytes_);
+      } else if (m % 2 == 0) {
+        load_value_pair(pair_of_blocks, first, block / 2);
+      }
       if constexpr (kAtEdge) {
         v[0] &= keep_low;
         v[1] &= keep_low;
@@ -245,9 +298,10 @@ class NarrowConsumer {
   const KernelParams& params_;
   const Work& work_;
   NarrowStorage& storage_;
-  KindRings& rings_;
+  NarrowRings& rings_;
   NarrowPositions& at_;
-  const Scales scales_;
+  Scales scales_;
+  const int kv_head_;           ///< the first of the step
   const int step_heads_shift_;  ///< log2 of the kv heads of a step
   const int lane_;
   int head_;        ///< of the step, that of this warp
@@ -260,7 +314,7 @@ class NarrowConsumer {
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
                                                const HeadCursor& cursor, NarrowStorage& storage,
-                                               KindRings& rings, NarrowPositions& at,
+                                               NarrowRings& rings, NarrowPositions& at,
                                                int32_t& is_last_arrival) {
   const int thread = threadIdx.x - kWarpgroupThreads;
   const WorkItem& item = cursor.item();
@@ -274,11 +328,11 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
     const PackedRows packed(work, item);
     store_empty(Output(params, work, item, packed, kv_head), thread);
   } else if (rows_shift == 3) {
-    NarrowConsumer<8>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
+    NarrowConsumer<8>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   } else if (rows_shift == 4) {
-    NarrowConsumer<16>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
+    NarrowConsumer<16>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   } else {
-    NarrowConsumer<32>(params, work, storage, rings, at, heads_shift).attend(item, kv_head);
+    NarrowConsumer<32>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   }
   if (item.split_tile < 0) return;
   const PackedRows packed(work, item);

@@ -14,10 +14,13 @@ inline constexpr int32_t kNumThreads = 384;
 /// Dynamic shared memory of a CTA: all of it, since one CTA runs on an SM.
 inline constexpr int32_t kSharedBytes = 227 * 1024;
 
-/// Columns of a panel of Q, K and V in shared memory: 128 bytes, the span of the swizzle.
-inline constexpr int32_t kPanelCols = 64;
-ONEWAVE_HOST_DEVICE constexpr int32_t num_panels(int32_t head_dim) {
-  return (head_dim + kPanelCols - 1) / kPanelCols;
+/// Tiles of Q, K and V lie in shared memory as panels of 128 bytes a row, the span of the swizzle.
+inline constexpr int32_t kPanelRowBytes = 128;
+ONEWAVE_HOST_DEVICE constexpr int32_t panel_cols(int32_t element_bytes) {
+  return kPanelRowBytes / element_bytes;
+}
+ONEWAVE_HOST_DEVICE constexpr int32_t num_panels(int32_t head_dim, int32_t element_bytes) {
+  return (head_dim + panel_cols(element_bytes) - 1) / panel_cols(element_bytes);
 }
 
 /// A CUtensorMap: 128 opaque bytes.
@@ -31,6 +34,15 @@ struct GatheredTensor {
   uint32_t page_chunks;  ///< from a page to the next
   uint32_t token_chunks;
   uint32_t head_chunks;
+};
+
+/// Where the factor of a row of K or V lies, from k_scale_ptr or v_scale_ptr on. Only kernels that widen
+/// look: at that of a kv head, and the masked ones at that of a group of tokens in a page too.
+struct ScaleStrides {
+  int64_t page;
+  int32_t group;
+  int32_t head;
+  int32_t group_tokens;  ///< 0: a factor is not of some tokens alone
 };
 
 /// What every CTA reads first stands together. The tensor maps are for kernels that load by TMA, the gathered
@@ -66,8 +78,10 @@ struct KernelParams {
   TensorMap v_map;
   TensorMap k_group_map;  ///< a box has all panels of several kv heads
   TensorMap v_group_map;
+  ScaleStrides k_scale_strides;
+  ScaleStrides v_scale_strides;
 };
 
-static_assert(sizeof(KernelParams) == 832, "host and device must agree");
+static_assert(sizeof(KernelParams) == 896, "host and device must agree");
 
 }  // namespace onewave

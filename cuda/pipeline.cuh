@@ -74,23 +74,22 @@ struct Ring {
 };
 
 /// The rings of one kind of item: a query tile per (item, kv head), K and V stages of kStageKv keys.
+template <Kind kKind>
 struct KindRings {
+  static constexpr int kStages = kKind == Kind::kWide ? kWideStages : kNarrowStages;
+
   Ring<kQueryStages> q;
-  Ring<kNumStages> k;
-  Ring<kNumStages> v;
+  Ring<kStages> k;
+  Ring<kStages> v;
 
   __device__ void init() {
-    constexpr uint32_t kKvArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
-    q.init(kQueryLoaderThreads + 1);  // the last is of the thread that writes the item's record
+    constexpr uint32_t kKvArrivals = kLoadsTogether<kKind> ? kWarpgroupThreads : kArrivingLanes;
+    q.init(kQueryLoaderThreads<kKind> + 1);  // the last is of the thread that writes the item's record
     k.init(kKvArrivals);
     v.init(kKvArrivals);
   }
 };
-
-struct KindPositions {
-  RingPosition<kQueryStages> q;
-  RingPosition<kNumStages> k;
-  RingPosition<kNumStages> v;
-};
+using WideRings = KindRings<Kind::kWide>;
+using NarrowRings = KindRings<Kind::kNarrow>;
 
 }  // namespace onewave

@@ -7,10 +7,10 @@
 ///   keys      K, and V, from each item's last tile of keys to its first, the page ids a tile or two ahead
 ///
 /// In the TMA cubins each stream has warps of its own (K: 0, V: 1, queries: 2 and 3); in the gathering ones
-/// all four warps do everything.
+/// all four warps do everything, and so they do where wide tiles are widened (widen.cuh).
 
-#include "load.cuh"
 #include "queue.cuh"
+#include "widen.cuh"
 
 #include <type_traits>
 
@@ -27,6 +27,7 @@ struct KvTile {
   bool valid;
   bool is_first;  ///< of its (item, kv head)
   int kv_head;
+  int num_keys;  ///< of the item, from the tile's first on: a whole tile of them, or what is left
   typename Loader::Rows rows;
 };
 
@@ -93,7 +94,7 @@ class KvTileStream {
   /// Begins to read the page ids of the n-th.
   __device__ __forceinline__ KvTile<Loader> next(uint32_t n) {
     if (!cursor_.valid()) return {};
-    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(),
+    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), keys_.end - tile_begin_,
                               loader_.template lookup<false>(keys_, cursor_.item(), tile_begin_, n)};
     if constexpr (Items::kKind == Kind::kWide) {
       if (is_near_end()) queue_.near_end();
@@ -156,11 +157,13 @@ class KvTileStream {
 template <class Items, class KindTiles, class RowsShift>
 class QueryStream {
   static constexpr Kind kKind = Items::kKind;
+  static constexpr int kThreads = kQueryLoaderThreads<kKind>;
+  using Rings = KindRings<kKind>;
 
  public:
   __device__ __forceinline__ QueryStream(const KernelParams& params, const Work& work,
                                          const typename Items::Cursor& cursor, KindTiles& tiles,
-                                         HeadItem* items, KindRings& rings, const RowsShift& rows_shift)
+                                         HeadItem* items, Rings& rings, const RowsShift& rows_shift)
       : params_(params),
         work_(work),
         cursor_(cursor),
@@ -178,7 +181,7 @@ class QueryStream {
   __device__ __forceinline__ void end() {
     if constexpr (kKind == Kind::kWide) {
       rings_.q.wait_empty(at_);
-      if (threadIdx.x % kQueryLoaderThreads == 0) {
+      if (threadIdx.x % kThreads == 0) {
         items_[at_.count % kHeadItems].valid = false;
         ptx::mbarrier_arrive(&rings_.q.full[at_.stage()]);
       }
@@ -195,7 +198,7 @@ class QueryStream {
   __device__ __forceinline__ void load() {
     const WorkItem& item = cursor_.item();
     const int kv_head = cursor_.kv_head();
-    const int thread = threadIdx.x % kQueryLoaderThreads;
+    const int thread = threadIdx.x % kThreads;
     const PackedRows rows(work_, item);
     rings_.q.wait_empty(at_);
     load_queries<kKind>(params_, item, rows, kv_head, rows_shift_(item.num_rows), thread,
@@ -217,7 +220,7 @@ class QueryStream {
   typename Items::Cursor cursor_;
   KindTiles& tiles_;
   HeadItem* items_;
-  KindRings& rings_;
+  Rings& rings_;
   const RowsShift& rows_shift_;
   RingPosition<kQueryStages> at_;
 };
@@ -225,12 +228,12 @@ class QueryStream {
 /// Whether all producer threads load K and V of a tile at once. Items that stream past keep more of the ring
 /// on its way so; those that multiply are slower, and two stages are too few.
 template <Kind kKind>
-inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNumStages > 2;
+inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNarrowStages > 2;
 
 /// The gathering cubins: all producer threads load Q, K and V, and look page ids up two tiles ahead.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
 __device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
-                                              Queue& queue, KindTiles& tiles, KindRings& rings,
+                                              Queue& queue, KindTiles& tiles, KindRings<Items::kKind>& rings,
                                               Queries& queries) {
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   // A cp.async group: the page ids of a tile, and what was asked for since the group before.
@@ -239,7 +242,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     ptx::cp_async_commit_group();
     return tile;
   };
-  using Position = RingPosition<kNumStages>;
+  using Position = RingPosition<KindRings<Items::kKind>::kStages>;
   const auto wait_for_k_stage = [&](const auto& tile, Position at) {
     if (tile.is_first) {
       if (at.count > 0) queries.advance();
@@ -300,6 +303,69 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   }
 }
 
+/// A KvTile in fewer registers.
+template <class Loader>
+struct PackedTile {
+  int packed = -1;  ///< not valid
+  int num_keys;
+  typename Loader::Rows rows;
+
+  __device__ __forceinline__ bool valid() const { return packed >= 0; }
+  __device__ __forceinline__ bool is_first() const { return packed % 2; }
+  __device__ __forceinline__ int kv_head() const { return packed / 2; }
+};
+
+/// Where tiles are widened: all producer threads, one tile of K or V after another. K is a tile ahead of V,
+/// as the consumers take them, and a tile is asked for when the one before it has been widened.
+template <class Items, class Loader, class Queue, class Queries>
+__device__ __forceinline__ void load_and_widen(const KernelParams& params, const Loader& loader,
+                                               const typename Items::Cursor& cursor, Queue& queue,
+                                               SharedStorage& storage, Queries& queries) {
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+  const WidenedStream<kHeadDimQk> k{storage.wide.loaded.k, &storage.loaded.k, storage.wide_rings.k,
+                                    storage.wide.tiles.k, box_layout<kKPanels>(params)};
+  const WidenedStream<kHeadDimVo> v{storage.wide.loaded.v, &storage.loaded.v, storage.wide_rings.v,
+                                    storage.wide.tiles.v, box_layout<kVPanels>(params)};
+  // Of three tiles one after another: its page ids are on their way, its K is asked for, its K is widened and
+  // its V asked for. V of the one before is widened.
+  PackedTile<Loader> next_tile, tile;
+  int num_values = -1;  // of V of the one before, whose tile is not valid
+  uint32_t n = 0;       // of the tile that is looked up
+  do {
+    const KvTile<Loader> later_tile = stream.next(n);
+    if constexpr (kGather) ptx::cp_async_commit_group();  // page ids, and what was asked for before
+    if (tile.valid()) {
+      if (tile.is_first()) {
+        if (n > 2) queries.advance();
+        queries.load();
+      }
+      k.widen({n - 2}, kStageKv);
+    }
+    if (next_tile.valid()) {
+      if constexpr (kGather) {
+        ptx::cp_async_wait_group<1>();
+        loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
+      } else if (warp == 0) {
+        loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
+      }
+    }
+    if (num_values >= 0) v.widen({n - 3}, num_values);
+    num_values = tile.valid() ? tile.num_keys : -1;
+    if (tile.valid()) {
+      if constexpr (kGather) {
+        loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
+      } else if (warp == 1) {
+        loader.load_v(tile.rows, tile.kv_head(), v.loaded, v.is_loaded);
+      }
+    }
+    tile = next_tile;
+    next_tile = {later_tile.valid ? 2 * later_tile.kv_head + later_tile.is_first : -1, later_tile.num_keys,
+                 later_tile.rows};
+    ++n;
+  } while (next_tile.valid() || tile.valid() || num_values >= 0);
+}
+
 /// Whether a stage of narrow items is asked for only when the one before has landed, so that half of a ring
 /// is on its way, at head_dim 64 a quarter. Where most CTAs stream, that draws the memory's whole bandwidth,
 /// and every load of the few that multiply waits behind what is on its way.
@@ -308,10 +374,10 @@ __device__ __forceinline__ bool streams_gently(const PlanHeader* header) {
 }
 
 /// The TMA cubins: one warp for K, one for V. `load(tile, stage)` issues the boxes of a tile.
-template <class Items, class Loader, class Queue, class Load>
+template <class Items, class Loader, class Queue, int kStages, class Load>
 __device__ __forceinline__ void load_tiles(const Loader& loader, const typename Items::Cursor& cursor,
-                                           Queue& queue, Ring<kNumStages>& ring, bool gently, Load&& load) {
-  RingPosition<kNumStages> at;
+                                           Queue& queue, Ring<kStages>& ring, bool gently, Load&& load) {
+  RingPosition<kStages> at;
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   KvTile<Loader> tile = stream.next(0);
   while (tile.valid) {
@@ -328,18 +394,22 @@ __device__ __forceinline__ void load_tiles(const Loader& loader, const typename 
 template <class Items, class KindTiles, class RowsShift>
 __device__ __forceinline__ void produce(const KernelParams& params, const Work& work, const Items& source,
                                         KindTiles& tiles, PageIds& page_ids, HeadItem* items,
-                                        KindRings& rings, const RowsShift& rows_shift) {
+                                        KindRings<Items::kKind>& rings, const RowsShift& rows_shift) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   using Loader = KvLoader<Items::kKind>;
   using Queries = QueryStream<Items, KindTiles, RowsShift>;
   const Loader loader(params, work.header, page_ids);
   const bool gently = streams_gently(work.header);
-  if constexpr (kGather) {
+  if constexpr (kLoadsTogether<Items::kKind>) {
     auto queue = source.queue();
     queue.begin();
     const auto cursor = source.cursor();
     Queries queries(params, work, cursor, tiles, items, rings, rows_shift);
-    load_together<Items>(loader, cursor, queue, tiles, rings, queries);
+    if constexpr (kWiden && Items::kKind == Kind::kWide) {
+      load_and_widen<Items>(params, loader, cursor, queue, source.storage, queries);
+    } else {
+      load_together<Items>(loader, cursor, queue, tiles, rings, queries);
+    }
     queries.end();
   } else if (warp == 0) {
     auto queue = source.stream_queue();

@@ -9,10 +9,10 @@
 ///   every warp        wait(full[n])        WideCursor: items[n]
 ///
 /// No warp is asked whether it is done with a slot. Slot n is written again no sooner than when the first
-/// tile of keys of item m = n + kQueueSlots - 1 is looked up; by then the tile two before it is loaded, so
-/// the one kNumStages earlier is released, and an item has a tile or more: the scores of an item from n + 5
-/// on are computed, and V of the one before it has arrived. So queries and V of item n + 4 have arrived, and
-/// their warps, whose lanes meet at each stage, have read slot n before those of item n + 1.
+/// tile of keys of item m = n + kQueueSlots - 1 is looked up; by then the tile kTilesAhead before it is
+/// loaded, so the one kWideStages earlier is released, and an item has a tile or more: the scores of an item
+/// from n + 5 on are computed, and V of the one before it has arrived. So queries and V of item n + 4 have
+/// arrived, and their warps, whose lanes meet at each stage, have read slot n before those of item n + 1.
 
 #include "pipeline.cuh"
 #include "work.cuh"
@@ -22,13 +22,15 @@ namespace onewave {
 /// Whether the stream of K draws itself. Where it has the time it need not, a query warp does; but with one
 /// stage of queries that warp waits for the item before, whose K the stream has not loaded yet: it is two
 /// tiles ahead, which may be two items.
-inline constexpr bool kStreamDraws = kGather || kQueryStages == 1;
+inline constexpr bool kStreamDraws = kLoadsTogether<Kind::kWide> || kQueryStages == 1;
 
 /// Of the producer: the first of those that load queries (see producer.cuh), or of those that load K.
 inline constexpr int kDrawingWarp = kStreamDraws ? 0 : 2;
 
-inline constexpr int kQueueSlots = 16;
-static_assert(kQueueSlots - 1 - 2 - kNumStages >= 5);
+inline constexpr int kQueueSlots = kWiden && kHeadDimVo > 192 ? 11 : 16;  // there is no room for more
+/// From the tile of keys that is looked up to the one that is loaded or, for widening, widened.
+inline constexpr int kTilesAhead = kWiden ? 3 : 2;
+static_assert(kQueueSlots - 1 - kTilesAhead - kWideStages >= 5);
 
 struct ItemSlots {
   uint64_t full[kQueueSlots];

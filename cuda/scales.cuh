@@ -33,17 +33,18 @@ __device__ __forceinline__ float cap_score(float score, float cap_log2) {
   return fmaf(-2.f, ptx::rcp(1.f + ptx::ex2(score * cap_log2)), 1.f);
 }
 
-/// The factors of one launch.
+/// The factors of one launch, or where K and V are e4m3 of a kv head.
 struct Scales {
   float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the
                      ///< cap * log2(e)
   float v;
   float cap_log2 = 0.f;  ///< as cap_score() takes it; 0: there is no soft cap
 
-  __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header)
+  __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header, int kv_head)
       : score_log2((params.sm_scale_log2 > 0 ? params.sm_scale_log2 : header->sm_scale_log2) *
-                   value_or_1(params.sm_scale_ptr) * params.k_scale * value_or_1(params.k_scale_ptr)),
-        v(params.v_scale * value_or_1(params.v_scale_ptr)) {
+                   value_or_1(params.sm_scale_ptr) * params.k_scale *
+                   head_scale(params.k_scale_ptr, params.k_scale_strides, kv_head)),
+        v(params.v_scale * head_scale(params.v_scale_ptr, params.v_scale_strides, kv_head)) {
     if constexpr (kMasked) {
       const float cap = header->logits_soft_cap;
       if (cap > 0) {
@@ -56,6 +57,14 @@ struct Scales {
  private:
   __device__ __forceinline__ static float value_or_1(const float* pointer) {
     return pointer ? *pointer : 1.f;
+  }
+
+  /// That of all rows of a kv head.
+  __device__ __forceinline__ static float head_scale(const float* scales, const ScaleStrides& strides,
+                                                     int kv_head) {
+    if constexpr (!kWiden) return value_or_1(scales);
+    if (kMasked && strides.group_tokens > 0) return 1.f;
+    return value_or_1(scales == nullptr ? nullptr : scales + int64_t{kv_head} * strides.head);
   }
 };
 

@@ -5,6 +5,8 @@
 ///   wide     Q stages of 128 rows | K stages | V stages | records of items | page ids, rings, queue, flag
 ///   narrow   Q stages of 64 rows  | K stages | V stages | join buffer      |
 ///
+/// Where K and V are e4m3, so are the narrow stages; the wide ones are widened from one of K and one of V.
+///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
 /// arrived on narrow_done.
 
@@ -17,27 +19,50 @@
 
 namespace onewave {
 
-inline constexpr int kKStageElements = kStageKv * kQkPanels * kPanelCols;
-inline constexpr int kVStageElements = kStageKv * kVoPanels * kPanelCols;
-
 /// Page ids of the tiles that are on their way, by the producer's threads. (In registers ptxas would have a
 /// warp wait for those that it has just asked for when it uses the ones before.)
 inline constexpr int kPageIdSlots = 4;
+/// Where a stage has 64 rows, pairs of threads look up the same: beside the longest that are widened there is
+/// room for one of each pair's alone.
+inline constexpr bool kSharePageIds = kWiden && kHeadDimVo > 192;
 struct GatheredPageIds {
-  int32_t of_thread[kPageIdSlots][kWarpgroupThreads];
+  int32_t of_thread[kPageIdSlots][kSharePageIds ? kStageKv : kWarpgroupThreads];
 };
 struct NoPageIds {};
 using PageIds = std::conditional_t<kGather, GatheredPageIds, NoPageIds>;
 
-template <int kQueryRows>
+/// `KeyElement`: of K and V, in rows of as many panels as they take.
+template <int kQueryRows, int kStages, class KeyElement>
 struct Tiles {
+  static constexpr int kRowBytes = kStageKv * kPanelRowBytes / sizeof(KeyElement);
+
   alignas(1024) Element q[kQueryStages][kQueryRows * kQkPanels * kPanelCols];
-  alignas(1024) Element k[kNumStages][kKStageElements];
-  alignas(1024) Element v[kNumStages][kVStageElements];
+  alignas(1024) KeyElement k[kStages][kRowBytes * num_panels(kHeadDimQk, sizeof(KeyElement))];
+  alignas(1024) KeyElement v[kStages][kRowBytes * num_panels(kHeadDimVo, sizeof(KeyElement))];
 };
 
-using WideTiles = Tiles<kWideTileQ>;
-using NarrowTiles = Tiles<kNarrowStepRows>;
+using WideTiles = Tiles<kWideTileQ, kWideStages, Element>;
+using NarrowTiles = Tiles<kNarrowStepRows, kNarrowStages, KvElement>;
+
+/// What wide stages are widened from, and the barriers on which it is loaded.
+struct LoadedTiles {
+  alignas(1024) KvElement k[kStageKv * kKPanels * kKvPanelCols];
+  alignas(1024) KvElement v[kStageKv * kVPanels * kKvPanelCols];
+};
+struct LoadedBarriers {
+  uint64_t k;
+  uint64_t v;
+
+  __device__ void init() {
+    constexpr uint32_t kArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
+    ptx::mbarrier_init(&k, kArrivals);
+    ptx::mbarrier_init(&v, kArrivals);
+  }
+};
+struct NoTiles {};
+struct NoBarriers {
+  __device__ void init() {}
+};
 
 /// Columns of O^T that the join of a narrow item of `num_rows` padded rows adds up at a time, of each part of
 /// the columns: fewer as rows grow, and whole blocks of 16.
@@ -68,6 +93,7 @@ struct JoinBuffer {
 
 struct WideStorage {
   WideTiles tiles;
+  [[no_unique_address]] std::conditional_t<kWiden, LoadedTiles, NoTiles> loaded;
   HeadItem items[kHeadItems];
 };
 
@@ -82,8 +108,9 @@ struct SharedStorage {
     NarrowStorage narrow;
   };
   PageIds page_ids;
-  KindRings wide_rings;
-  KindRings narrow_rings;
+  WideRings wide_rings;
+  NarrowRings narrow_rings;
+  [[no_unique_address]] std::conditional_t<kWiden, LoadedBarriers, NoBarriers> loaded;
   ItemSlots wide_items;
   uint64_t narrow_done;
   int32_t is_last_arrival;
@@ -92,10 +119,9 @@ static_assert(sizeof(SharedStorage) <= kSharedBytes);
 
 /// Where the rows of a wide stage of V lie. A TMA box brings all panels of a page at once, so a stage is a
 /// row of boxes, and a box panels of the page's tokens; K, whose 8-row groups must be 1024 bytes apart for
-/// wgmma, is a box for each panel. A gathered stage is one box.
+/// wgmma, is a box for each panel. A gathered stage is one box, and so is one that was widened.
+template <int kNumPanels>
 struct BoxLayout {
-  static constexpr int kNumPanels = kVoPanels;
-
   int box_shift;  ///< log2 of the tokens of a box, 3 .. 7
 
   /// Bytes to the row of a key, in the first panel.
@@ -116,7 +142,9 @@ struct BoxLayout {
   }
 };
 
-__device__ __forceinline__ BoxLayout box_layout(const KernelParams& params) {
+/// As it is loaded.
+template <int kNumPanels>
+__device__ __forceinline__ BoxLayout<kNumPanels> box_layout(const KernelParams& params) {
   return {kGather ? kStageKvShift : params.box_shift};
 }
 
@@ -169,9 +197,19 @@ __device__ __forceinline__ uint32_t nth_chunk(uint32_t first_chunk, int chunk) {
 }
 
 /// Bytes from the start of a tile of `num_rows` rows to the 16-byte chunk `chunk` of row `row`.
-__device__ __forceinline__ uint32_t tile_offset(int num_rows, int row, int chunk) {
+__device__ __forceinline__ uint32_t tile_offset(int num_rows, int row, int chunk, int swizzle) {
   const int panel = chunk / kPanelChunks;
-  return nth_chunk(first_chunk((panel * num_rows + row) * kPanelRowBytes, row), chunk % kPanelChunks);
+  return nth_chunk(first_chunk((panel * num_rows + row) * kPanelRowBytes, swizzle), chunk % kPanelChunks);
+}
+__device__ __forceinline__ uint32_t tile_offset(int num_rows, int row, int chunk) {
+  return tile_offset(num_rows, row, chunk, row);
+}
+
+/// What a row of a query tile has in place of its number in the swizzle. Beside e4m3 a narrow consumer reads
+/// eight bytes a lane, of four rows two chunks at a time: so those of one read are different ones.
+template <Kind kKind>
+__device__ __forceinline__ int query_swizzle(int row) {
+  return kWiden && kKind == Kind::kNarrow ? row % 4 * 2 + row / 4 % 2 : row;
 }
 
 }  // namespace onewave

@@ -27,17 +27,24 @@ namespace onewave {
 inline constexpr int kWideScores = kStageKv / 2;
 inline constexpr int kWideOut = kHeadDimVo / 2;
 
+/// Of the rings: K is a tile ahead of V.
+struct WidePositions {
+  RingPosition<kQueryStages> q;
+  RingPosition<kWideStages> k;
+  RingPosition<kWideStages> v;
+};
+
 class WideConsumer {
  public:
   __device__ __forceinline__ WideConsumer(const KernelParams& params, const Work& work, WideStorage& storage,
-                                          KindRings& rings)
+                                          WideRings& rings)
       : params_(params),
         work_(work),
         storage_(storage),
         rings_(rings),
-        scales_(params, work.header),
-        max_rise_(fminf(kMaxRiseLog2 / scales_.score_log2, FLT_MAX)),
-        v_layout_(box_layout(params)),
+        scales_(params, work.header, 0),
+        max_rise_(max_rise_of(scales_)),
+        v_layout_(operand_layout(params)),
         thread_(threadIdx.x % kWarpgroupThreads),
         warpgroup_(__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads - 1, 0)) {
     first_row_ = warpgroup_ * 64 + thread_ / 32 * 16 + thread_ % 32 / 4;
@@ -55,6 +62,7 @@ class WideConsumer {
     rings_.k.release(at_.k);
     do {
       const HeadItem& tile = item();
+      if constexpr (kWiden) take_scales(tile.kv_head);
       attend(tile, scores);
       finish_split(params_, work_, tile.item, tile.rows, tile.kv_head, threadIdx.x - kWarpgroupThreads,
                    is_last_arrival);
@@ -63,7 +71,24 @@ class WideConsumer {
   }
 
  private:
+  __device__ __forceinline__ static float max_rise_of(const Scales& scales) {
+    return fminf(kMaxRiseLog2 / scales.score_log2, FLT_MAX);
+  }
+
+  /// Of V; what was widened is one box.
+  __device__ __forceinline__ static BoxLayout<kVoPanels> operand_layout(const KernelParams& params) {
+    if constexpr (kWiden) return {kStageKvShift};
+    return box_layout<kVoPanels>(params);
+  }
+
   __device__ __forceinline__ const HeadItem& item() const { return storage_.items[at_.q.count % kHeadItems]; }
+
+  /// Where kv heads have scales of their own.
+  __device__ __forceinline__ void take_scales(int kv_head) {
+    if (params_.k_scale_strides.head == 0 && params_.v_scale_strides.head == 0) return;
+    scales_ = Scales(params_, work_.header, kv_head);
+    max_rise_ = max_rise_of(scales_);
+  }
 
   /// Until an item and its Q are there; false behind the last.
   __device__ __forceinline__ bool wait_item() {
@@ -152,7 +177,7 @@ class WideConsumer {
     ptx::fence_registers(weights);
     pass_turn();
     rings_.v.wait_full(at_.v);
-    if (!kGather && valid_keys < kStageKv) clear_tail(valid_keys);
+    if (!kGather && !kWiden && valid_keys < kStageKv) clear_tail(valid_keys);
     issue_out(out, weights, accumulate);
     ptx::wgmma_wait_group<1>();
     ptx::fence_registers(scores);
@@ -188,7 +213,7 @@ class WideConsumer {
         ptx::shared_address(storage_.tiles.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
     const ptx::WgmmaDescriptor k(ptx::shared_address(storage_.tiles.k[at_.k.stage()]), 16, kGroupBytes);
-    if (kGather) ptx::fence_proxy_async();
+    if (kGather && !kWiden) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
@@ -205,7 +230,7 @@ class WideConsumer {
                                             const uint32_t (&weights)[kStageKv / 16][4], bool accumulate) {
     const ptx::WgmmaDescriptor v(ptx::shared_address(storage_.tiles.v[at_.v.stage()]),
                                  v_layout_.panel_bytes(), v_layout_.group_bytes());
-    if (kGather) ptx::fence_proxy_async();
+    if (kGather && !kWiden) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
@@ -396,15 +421,15 @@ class WideConsumer {
   const KernelParams& params_;
   const Work& work_;
   WideStorage& storage_;
-  KindRings& rings_;
-  const Scales scales_;
-  const float max_rise_;  ///< of a score above its row's reference
-  const BoxLayout v_layout_;
+  WideRings& rings_;
+  Scales scales_;
+  float max_rise_;  ///< of a score above its row's reference
+  const BoxLayout<kVoPanels> v_layout_;
   const int thread_;     ///< in the warpgroup
   const int warpgroup_;  ///< 0 or 1: rows 0-63 or 64-127
   int first_row_;        ///< of this thread, in the tile
   bool has_next_;        ///< another kv head or item after this; known from an item's last tile on
-  KindPositions at_;
+  WidePositions at_;
 };
 
 }  // namespace onewave

@@ -17,7 +17,7 @@ enum { ATTRIBUTE_NUM_SMS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
 int driver_version = 13000;
 int num_devices = 1;
 int capability = 90;
-int kernel_param_bytes = 832; /* of attention */
+int kernel_param_bytes = 896; /* of attention */
 int append_param_bytes = 232;
 int merge_param_bytes = 216;
 int kv_lens_param_bytes = 8;
@@ -39,7 +39,7 @@ int num_maps = 0;
 int num_launches = 0;
 const char* launch_name = ""; /* of the last kernel */
 unsigned launch_config[7];    /* grid, block, shared bytes */
-unsigned char launch_params[832];
+unsigned char launch_params[896];
 int launch_overlaps = 0; /* programmatic dependent launch */
 
 /* The end of a CUlaunchConfig, behind the stream. */

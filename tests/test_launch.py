@@ -195,7 +195,7 @@ def check_run_is_one_launch(path: Path) -> None:
     assert (fake.get("num_launches"), fake.get("num_copies")) == (1, 1)
     config = (ctypes.c_uint * 7).in_dll(fake.library, "launch_config")
     assert list(config) == [NUM_CTAS, 1, 1, 384, 1, 1, 227 * 1024]
-    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
     q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
     pages = (2 * PAGE_SIZE * cache_stride // 8, cache_stride // 8, HEAD_DIM // 8)  # in 16 bytes
     assert params[:6] == (
@@ -218,7 +218,7 @@ def check_a_scale_in_place_of_the_plans(path: Path) -> None:
     step = Step()
     step.plan()
     step.run(sm_scale=0.5, sm_scale_ptr=0x7000)
-    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
     assert params[15] == 0x7000
     assert params[18] == pytest.approx(0.5 * math.log2(math.e))
     for scale in (-1.0, math.inf, math.nan):
@@ -319,8 +319,8 @@ def check_bad_construction(path: Path) -> None:
 
 
 def check_kernel_of_another_build(path: Path) -> None:
-    FakeDriver(path, kernel_param_bytes=824)
-    with pytest.raises(_core.DeviceError, match="takes 824 bytes of parameters, the library passes 832"):
+    FakeDriver(path, kernel_param_bytes=888)
+    with pytest.raises(_core.DeviceError, match="takes 888 bytes of parameters, the library passes 896"):
         Step()
 
 

@@ -93,7 +93,7 @@ def merge(**changes: Any) -> None:
 def launched(fake: FakeDriver, params: struct.Struct) -> tuple[list[int], tuple[Any, ...]]:
     """Grid, block and shared bytes of the last launch, and its parameters."""
     config = (ctypes.c_uint * 7).in_dll(fake.library, "launch_config")
-    return list(config), params.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    return list(config), params.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
 
 
 def launched_name(fake: FakeDriver) -> bytes | None:

@@ -50,7 +50,7 @@ def check_rows_that_the_plan_does_not_have(path: Path) -> None:
     step.refuses("num_rows is 4; it must be at least the plan's total_qo_len = 5", num_rows=4)
     step.run(num_rows=5)
     step.run(num_rows=1 << 40)
-    params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+    params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
     assert params[2] == (1 << 31) - 1
     assert fake.get("num_launches") == 2
 
@@ -176,7 +176,7 @@ def check_hostile_arguments(path: Path) -> None:
             assert fake.get("num_launches") == before
             return
         assert fake.get("num_launches") == before + 1
-        params = PARAMS.unpack_from((ctypes.c_char * 832).in_dll(fake.library, "launch_params"))
+        params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
         taken = {"num_pages": params[1], "q": params[6], "out": params[7]}
         taken |= dict(zip(STRIDES[:4], params[8:12], strict=True))
         if step is steps[1]:

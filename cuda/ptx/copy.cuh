@@ -1,6 +1,7 @@
 #pragma once
 
-/// Copies from global memory: to shared memory, where they complete on an mbarrier, and to registers.
+/// Copies from global memory: to shared memory, where they complete on an mbarrier, and to registers. And
+/// between shared memory and registers, by 32-bit addresses.
 
 #include "barrier.cuh"
 
@@ -51,6 +52,25 @@ __device__ __forceinline__ uint4 load_16(const void* address) {
                : "l"(address)
                : "memory");
   return loaded;
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
+}
+__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_shared_16(uint32_t address, uint4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
 }
 
 /// 4 bytes.

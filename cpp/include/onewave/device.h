@@ -22,11 +22,12 @@ struct DeviceInfo {
 DeviceInfo device_info(int32_t device);
 
 struct KernelInfo {
-  DType dtype;
+  DType dtype;     ///< of q and out
+  DType kv_dtype;  ///< of k and v
   int32_t head_dim_qk;
   int32_t head_dim_vo;
   Loader loader;
-  bool is_masked;    ///< looks at windows, soft caps, sinks and custom masks
+  bool is_masked;    ///< looks at windows, soft caps, sinks, custom masks and scales of groups of tokens
   size_t num_bytes;  ///< of the cubin
 };
 

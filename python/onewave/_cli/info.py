@@ -50,8 +50,17 @@ def _plan_version() -> int:
     return int(header_of(attention.plan_bytes())["version"])
 
 
-# A cubin for each dtype, loader and kind of masks; "masked" also has windows, soft caps, sinks and custom masks.
-KERNEL_COLUMNS = ("head_dim of q and k", "of v and out", "dtypes", "loaders", "kernels", "KiB")
+# A cubin for each dtype, dtype of a cache (the same or fp8), loader and kind of masks; "masked" also has windows, soft
+# caps, sinks, custom masks and scales of groups of tokens.
+KERNEL_COLUMNS = (
+    "head_dim of q and k",
+    "of v and out",
+    "dtypes",
+    "also of k and v",
+    "loaders",
+    "kernels",
+    "KiB",
+)
 
 
 def kernel_rows() -> list[tuple[str, ...]]:
@@ -64,6 +73,7 @@ def kernel_rows() -> list[tuple[str, ...]]:
             str(head_dim_qk),
             str(head_dim_vo),
             _names(kernel.dtype.name.lower() for kernel in kernels),
+            _names(k.kv_dtype.name.lower() for k in kernels if k.kv_dtype != k.dtype) or "-",
             _names(kernel.loader.name.lower() for kernel in kernels),
             _names("masked" if kernel.is_masked else "plain" for kernel in kernels),
             f"{sum(kernel.num_bytes for kernel in kernels) / 1024:.0f}",
