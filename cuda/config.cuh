@@ -24,6 +24,9 @@ inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 /// the wide ones by the producer (widen.cuh).
 inline constexpr bool kWiden = ONEWAVE_KV_FP8 == 1;
 using KvElement = std::conditional_t<kWiden, ptx::E4M3, Element>;
+/// Of weights and of V as they are multiplied. An e4m3 is as exact in fp16, to which there is an instruction;
+/// K has the type of Q, whose range is its own.
+using ValueElement = std::conditional_t<kWiden, __half, Element>;
 /// K and V row by row with cp.async; otherwise a TMA box per page and panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
@@ -97,13 +100,13 @@ inline constexpr int kArrivingLanes = 1;
 ///
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
-inline constexpr bool kLongMasked =
-    kGather && kMasked && kHeadDimVo > 192;  // whose producer spills with fewer
-inline constexpr int kConsumerRegisters = kWiden                            ? 224
-                                          : !kGather                        ? 232
-                                          : kHeadDimVo == 64 || kLongMasked ? 216
-                                                                            : 224;
-inline constexpr int kProducerRegisters = kWiden ? 56 : !kGather ? 40 : kLongMasked ? 72 : 56;
+inline constexpr bool kLongMasked = kGather && kMasked && kHeadDimVo > 192;
+inline constexpr int kProducerRegisters = kLongMasked         ? 72  // or it spills
+                                          : kGather || kWiden ? 56
+                                                              : 40;
+inline constexpr int kConsumerRegisters = kProducerRegisters == 40                       ? 232
+                                          : kLongMasked || (kHeadDimVo == 64 && !kWiden) ? 216
+                                                                                         : 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
@@ -136,6 +139,12 @@ inline constexpr int kHeadItems = 2 * kQueryStages;
 /// boxes, warp 1 V's, and the others load Q.
 template <Kind kKind>
 inline constexpr bool kLoadsTogether = kGather || (kWiden && kKind == Kind::kWide);
+static_assert(kProducerWarps == kWarpgroupThreads / 32);
+/// Of a stage, those that a warp loads, and afterwards widens: each warp has its own rows, and they never
+/// meet.
+inline constexpr int kWidenedRows = kStageKv / kProducerWarps;
+template <Kind kKind>
+inline constexpr int kLoadedRows = kWiden && kKind == Kind::kWide ? kWidenedRows : kStageKv;
 template <Kind kKind>
 inline constexpr int kQueryLoaderThreads = kLoadsTogether<kKind> ? 128 : 64;
 
@@ -155,7 +164,6 @@ enum NamedBarrier : int {
   kBarrierConsumers = 1,  // all consumer threads
   kBarrierWarpgroup = 2,  // one consumer warpgroup: 2 and 3
   kBarrierTurn = 4,       // the wide consumer warpgroup whose turn it is: 4 and 5
-  kBarrierProducer = 6,   // the producer warpgroup
 };
 
 }  // namespace onewave

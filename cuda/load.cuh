@@ -36,11 +36,14 @@ struct KeyRange {
   int step_heads_shift;  ///< log2 of the kv heads of a tile
 };
 
-/// A box per page, issued by the lanes of one warp, a page each. A wide stage of K has one for each panel,
-/// whose 8-row groups must be 1024 bytes apart for wgmma. So has everything where the last panel is not full:
-/// a box of all panels cannot end inside one.
+/// A box per page, issued by the lanes of one warp, a page each: of the whole stage, or of the warp's rows
+/// where it widens them. A wide stage of K has one for each panel, whose 8-row groups must be 1024 bytes
+/// apart for wgmma. So has everything where the last panel is not full: a box of all panels cannot end inside
+/// one.
 template <Kind kKind>
 struct TmaLoader {
+  static constexpr int kRows = kLoadedRows<kKind>;
+
   struct Rows {
     int page;
     int token;             ///< first token of the box in its page
@@ -50,6 +53,7 @@ struct TmaLoader {
   const KernelParams& params;
   const int32_t* kv_indices;
   int lane;
+  int first_row;   ///< of the stage, that this warp loads
   int page_shift;  ///< log2(page_size)
   uint64_t policy;
 
@@ -57,6 +61,7 @@ struct TmaLoader {
       : params(params),
         kv_indices(reinterpret_cast<const int32_t*>(header->kv_indices)),
         lane(threadIdx.x % 32),
+        first_row(kRows < kStageKv ? threadIdx.x / 32 * kRows : 0),
         page_shift(__ffs(header->page_size) - 1),
         policy(kv_cache_policy<kKind>(header)) {}
 
@@ -65,14 +70,14 @@ struct TmaLoader {
                                          uint32_t) const {
     const TmaBox box(params, keys.step_heads_shift);
     const int token_box = lane >> (keys.step_heads_shift - box.heads_shift);
-    const int key_in_tile = token_box << box.tokens_shift;
+    const int key_in_tile = first_row + (token_box << box.tokens_shift);
     const int key = key_of_request(params, item, tile_begin) + key_in_tile;
     // No such page: a box of zeros.
     Rows rows{params.num_pages, key & ((1 << page_shift) - 1), keys.step_heads_shift};
     const int counted = tile_begin + key_in_tile;
     const bool is_seen = kIsInner || (counted < keys.end && (!kMasked || counted + (1 << box.tokens_shift) >
                                                                              first_in_window(params, item)));
-    if (lane < kStageKv >> box.rows_shift() && is_seen)
+    if (lane < kRows >> box.rows_shift() && is_seen)
       rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
     return rows;
   }
@@ -117,8 +122,8 @@ struct TmaLoader {
     const TmaBox box(params, heads_shift);
     const int head_box = lane & ((1 << (heads_shift - box.heads_shift)) - 1);
     expect_stage<kNumPanels>(full);
-    if (lane >= kStageKv >> box.rows_shift()) return;
-    KvElement* target = stage + (lane << box.rows_shift()) * (kNumPanels * kKvPanelCols);
+    if (lane >= kRows >> box.rows_shift()) return;
+    KvElement* target = stage + (first_row + (lane << box.rows_shift())) * (kNumPanels * kKvPanelCols);
     const int head = kv_head + (head_box << box.heads_shift);
     constexpr int kBoxes = kHeadDim % kKvPanelCols == 0 ? 1 : kNumPanels;
     if constexpr (kBoxes == 1) {
@@ -135,7 +140,7 @@ struct TmaLoader {
   template <int kNumPanels>
   __device__ __forceinline__ void expect_stage(uint64_t* full) const {
     if (lane == 0) {
-      ptx::mbarrier_arrive_expect_tx(full, kStageKv * kNumPanels * kPanelRowBytes);
+      ptx::mbarrier_arrive_expect_tx(full, kRows * kNumPanels * kPanelRowBytes);
     } else if (lane < kArrivingLanes) {
       ptx::mbarrier_arrive(full);
     }

@@ -139,8 +139,8 @@ class NarrowConsumer {
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
         const uint2 columns = ptx::load_shared_8(nth_chunk(first, 4 * (step_pair % 2) + 2 * step) + rows);
-        fragment[2 * step] = ptx::permute_bytes(columns.x, columns.y, 0x5410);
-        fragment[2 * step + 1] = ptx::permute_bytes(columns.x, columns.y, 0x7632);
+        fragment[2 * step] = columns.x;
+        fragment[2 * step + 1] = columns.y;
       }
     } else {
       const uint32_t first =
@@ -156,7 +156,7 @@ class NarrowConsumer {
       ptx::ldmatrix_x4(bytes, nth_chunk(first, 2 * (step_pair % 4)) + step_pair / 4 * panel_bytes_);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint2 pairs = ptx::widen_by_turns<Element>(bytes[i]);
+        const uint2 pairs = ptx::widen<Element>(bytes[i]);
         k[i / 2][i % 2] = pairs.x;
         k[i / 2][i % 2 + 2] = pairs.y;
       }
@@ -173,7 +173,7 @@ class NarrowConsumer {
     ptx::ldmatrix_x4_trans(bytes, nth_chunk(first, 2 * (pair % 4)) + pair / 4 * panel_bytes_);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint2 pairs = ptx::widen_by_turns<Element>(bytes[i]);
+      const uint2 pairs = ptx::widen_by_turns<ValueElement>(bytes[i]);
       v[i % 2][i / 2 * 2] = pairs.x;
       v[i % 2][i / 2 * 2 + 1] = pairs.y;
     }
@@ -256,8 +256,8 @@ class NarrowConsumer {
           out[m][j][2 + c] *= factor;
         }
       }
-      weights[j][0] = ptx::movmatrix_trans(ptx::pack<Element>(scores[j][0], scores[j][1]));
-      weights[j][1] = ptx::movmatrix_trans(ptx::pack<Element>(scores[j][2], scores[j][3]));
+      weights[j][0] = ptx::movmatrix_trans(ptx::pack<ValueElement>(scores[j][0], scores[j][1]));
+      weights[j][1] = ptx::movmatrix_trans(ptx::pack<ValueElement>(scores[j][2], scores[j][3]));
     }
   }
 
@@ -291,7 +291,7 @@ class NarrowConsumer {
       }
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j)
-        ptx::mma_m16n8k16<Element>(out[m][j], v, weights[j][0], weights[j][1]);
+        ptx::mma_m16n8k16<ValueElement>(out[m][j], v, weights[j][0], weights[j][1]);
     }
   }
 

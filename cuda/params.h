@@ -11,6 +11,7 @@ namespace onewave {
 
 /// Threads of a CTA: a producer warpgroup and two consumer warpgroups.
 inline constexpr int32_t kNumThreads = 384;
+inline constexpr int32_t kProducerWarps = 4;
 /// Dynamic shared memory of a CTA: all of it, since one CTA runs on an SM.
 inline constexpr int32_t kSharedBytes = 227 * 1024;
 
@@ -51,7 +52,7 @@ struct KernelParams {
   void* plan;  ///< the workspace: a PlanHeader at its start
   int32_t num_pages;
   int32_t num_rows;           ///< of q, out and lse
-  int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or a stage of it
+  int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or a stage or a warp's rows of it
   int32_t group_box_shift;    ///< the same of a box of several kv heads
   int32_t group_heads_shift;  ///< log2 of its kv heads
   const void* q;              ///< [total_qo_len, num_qo_heads, head_dim]

@@ -83,7 +83,10 @@ struct KindRings {
   Ring<kStages> v;
 
   __device__ void init() {
-    constexpr uint32_t kKvArrivals = kLoadsTogether<kKind> ? kWarpgroupThreads : kArrivingLanes;
+    constexpr bool kWidens = kWiden && kKind == Kind::kWide;
+    constexpr uint32_t kKvArrivals = kWidens   ? kProducerWarps * kArrivingLanes
+                                     : kGather ? kWarpgroupThreads
+                                               : kArrivingLanes;
     q.init(kQueryLoaderThreads<kKind> + 1);  // the last is of the thread that writes the item's record
     k.init(kKvArrivals);
     v.init(kKvArrivals);

@@ -315,18 +315,20 @@ struct PackedTile {
   __device__ __forceinline__ int kv_head() const { return packed / 2; }
 };
 
-/// Where tiles are widened: all producer threads, one tile of K or V after another. K is a tile ahead of V,
-/// as the consumers take them, and a tile is asked for when the one before it has been widened.
+/// Where tiles are widened: every producer warp its rows, one tile of K or V after another. K is a tile ahead
+/// of V, as the consumers take them, and a tile is asked for when the one before it has been widened.
 template <class Items, class Loader, class Queue, class Queries>
 __device__ __forceinline__ void load_and_widen(const KernelParams& params, const Loader& loader,
                                                const typename Items::Cursor& cursor, Queue& queue,
                                                SharedStorage& storage, Queries& queries) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  const WidenedStream<kHeadDimQk> k{storage.wide.loaded.k, &storage.loaded.k, storage.wide_rings.k,
-                                    storage.wide.tiles.k, box_layout<kKPanels>(params)};
-  const WidenedStream<kHeadDimVo> v{storage.wide.loaded.v, &storage.loaded.v, storage.wide_rings.v,
-                                    storage.wide.tiles.v, box_layout<kVPanels>(params)};
+  const WidenedStream<kHeadDimQk, Element> k{storage.wide.loaded.k, &storage.loaded.k[warp],
+                                             storage.wide_rings.k, storage.wide.tiles.k,
+                                             box_layout<kKPanels>(params)};
+  const WidenedStream<kHeadDimVo, ValueElement> v{storage.wide.loaded.v, &storage.loaded.v[warp],
+                                                  storage.wide_rings.v, storage.wide.tiles.v,
+                                                  box_layout<kVPanels>(params)};
   // Of three tiles one after another: its page ids are on their way, its K is asked for, its K is widened and
   // its V asked for. V of the one before is widened.
   PackedTile<Loader> next_tile, tile;
@@ -340,22 +342,22 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
         if (n > 2) queries.advance();
         queries.load();
       }
-      k.widen({n - 2}, kStageKv);
+      k.widen({n - 2}, warp, kStageKv);
     }
     if (next_tile.valid()) {
       if constexpr (kGather) {
         ptx::cp_async_wait_group<1>();
         loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
-      } else if (warp == 0) {
+      } else {
         loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
       }
     }
-    if (num_values >= 0) v.widen({n - 3}, num_values);
+    if (num_values >= 0) v.widen({n - 3}, warp, num_values);
     num_values = tile.valid() ? tile.num_keys : -1;
     if (tile.valid()) {
       if constexpr (kGather) {
         loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
-      } else if (warp == 1) {
+      } else {
         loader.load_v(tile.rows, tile.kv_head(), v.loaded, v.is_loaded);
       }
     }

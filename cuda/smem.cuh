@@ -21,42 +21,48 @@ namespace onewave {
 
 /// Page ids of the tiles that are on their way, by the producer's threads. (In registers ptxas would have a
 /// warp wait for those that it has just asked for when it uses the ones before.)
-inline constexpr int kPageIdSlots = 4;
-/// Where a stage has 64 rows, pairs of threads look up the same: beside the longest that are widened there is
-/// room for one of each pair's alone.
+///
+/// Where a stage has 64 rows, pairs of threads look up the same: beside the longest rows that are widened
+/// there is room for one of each pair's alone, and for three tiles', which is as many as there are.
 inline constexpr bool kSharePageIds = kWiden && kHeadDimVo > 192;
+inline constexpr int kPageIdSlots = kSharePageIds ? 3 : 4;
 struct GatheredPageIds {
   int32_t of_thread[kPageIdSlots][kSharePageIds ? kStageKv : kWarpgroupThreads];
 };
 struct NoPageIds {};
 using PageIds = std::conditional_t<kGather, GatheredPageIds, NoPageIds>;
 
-/// `KeyElement`: of K and V, in rows of as many panels as they take.
-template <int kQueryRows, int kStages, class KeyElement>
-struct Tiles {
-  static constexpr int kRowBytes = kStageKv * kPanelRowBytes / sizeof(KeyElement);
+/// A stage of rows of head_dim columns, in as many panels as they take.
+template <class StageElement>
+constexpr int stage_elements(int head_dim) {
+  return kStageKv * num_panels(head_dim, sizeof(StageElement)) * panel_cols(sizeof(StageElement));
+}
 
+template <int kQueryRows, int kStages, class K, class V>
+struct Tiles {
   alignas(1024) Element q[kQueryStages][kQueryRows * kQkPanels * kPanelCols];
-  alignas(1024) KeyElement k[kStages][kRowBytes * num_panels(kHeadDimQk, sizeof(KeyElement))];
-  alignas(1024) KeyElement v[kStages][kRowBytes * num_panels(kHeadDimVo, sizeof(KeyElement))];
+  alignas(1024) K k[kStages][stage_elements<K>(kHeadDimQk)];
+  alignas(1024) V v[kStages][stage_elements<V>(kHeadDimVo)];
 };
 
-using WideTiles = Tiles<kWideTileQ, kWideStages, Element>;
-using NarrowTiles = Tiles<kNarrowStepRows, kNarrowStages, KvElement>;
+using WideTiles = Tiles<kWideTileQ, kWideStages, Element, ValueElement>;
+using NarrowTiles = Tiles<kNarrowStepRows, kNarrowStages, KvElement, KvElement>;
 
-/// What wide stages are widened from, and the barriers on which it is loaded.
+/// What wide stages are widened from, and the barriers on which it is loaded, one for each producer warp.
 struct LoadedTiles {
-  alignas(1024) KvElement k[kStageKv * kKPanels * kKvPanelCols];
-  alignas(1024) KvElement v[kStageKv * kVPanels * kKvPanelCols];
+  alignas(1024) KvElement k[stage_elements<KvElement>(kHeadDimQk)];
+  alignas(1024) KvElement v[stage_elements<KvElement>(kHeadDimVo)];
 };
 struct LoadedBarriers {
-  uint64_t k;
-  uint64_t v;
+  uint64_t k[kProducerWarps];
+  uint64_t v[kProducerWarps];
 
   __device__ void init() {
-    constexpr uint32_t kArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
-    ptx::mbarrier_init(&k, kArrivals);
-    ptx::mbarrier_init(&v, kArrivals);
+    constexpr uint32_t kArrivals = kGather ? 32 : kArrivingLanes;
+    for (int warp = 0; warp < kProducerWarps; ++warp) {
+      ptx::mbarrier_init(&k[warp], kArrivals);
+      ptx::mbarrier_init(&v[warp], kArrivals);
+    }
   }
 };
 struct NoTiles {};
@@ -129,6 +135,11 @@ struct BoxLayout {
     if constexpr (kNumPanels == 1) return key * kPanelRowBytes;
     const int box = key >> box_shift;
     return (box * kNumPanels << box_shift) * kPanelRowBytes + (key & ((1 << box_shift) - 1)) * kPanelRowBytes;
+  }
+  /// The same of key 8 * group.
+  __device__ __forceinline__ uint32_t group_offset(int group) const {
+    const int first_group_of_box = group & -1 << (box_shift - 3);
+    return (group + first_group_of_box * (kNumPanels - 1)) * 8 * kPanelRowBytes;
   }
   /// The same of key 16 * step, for a whole number of steps: a box of few tokens is all in one step.
   __device__ __forceinline__ uint32_t step_offset(int step) const {

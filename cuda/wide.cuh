@@ -213,7 +213,7 @@ class WideConsumer {
         ptx::shared_address(storage_.tiles.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
     const ptx::WgmmaDescriptor k(ptx::shared_address(storage_.tiles.k[at_.k.stage()]), 16, kGroupBytes);
-    if (kGather && !kWiden) ptx::fence_proxy_async();
+    if (kGather || kWiden) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
@@ -230,13 +230,13 @@ class WideConsumer {
                                             const uint32_t (&weights)[kStageKv / 16][4], bool accumulate) {
     const ptx::WgmmaDescriptor v(ptx::shared_address(storage_.tiles.v[at_.v.stage()]),
                                  v_layout_.panel_bytes(), v_layout_.group_bytes());
-    if (kGather && !kWiden) ptx::fence_proxy_async();
+    if (kGather || kWiden) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kStageKv / 16; ++step) {
-      ptx::wgmma_m64k16_trans<Element>(out, weights[step], v.at(v_layout_.step_offset(step)),
-                                       accumulate || step > 0);
+      ptx::wgmma_m64k16_trans<ValueElement>(out, weights[step], v.at(v_layout_.step_offset(step)),
+                                            accumulate || step > 0);
     }
     ptx::wgmma_commit_group();
   }
@@ -343,7 +343,7 @@ class WideConsumer {
       const float low = ptx::ex2(exponents[2 * i]);
       const float high = ptx::ex2(exponents[2 * i + 1]);
       sums[i % 4] += low + high;
-      weights[i / 4][i % 4] = ptx::pack<Element>(low, high);
+      weights[i / 4][i % 4] = ptx::pack<ValueElement>(low, high);
     }
     rows[0].l += sums[0] + sums[2];
     rows[1].l += sums[1] + sums[3];
