@@ -85,11 +85,18 @@ GatheredTensor gathered_tensor(const PagedTensor& tensor, DType dtype) {
           .head_chunks = chunks(tensor.head_stride)};
 }
 
+/// What the kernel finds a token's group by (cuda/scales.cuh).
+uint32_t group_inverse(const KvScales& scales) {
+  if (!scales.is_by_group()) return 0;
+  const auto tokens = static_cast<uint32_t>(scales.group_tokens);
+  return ((1u << 31) + tokens - 1) / tokens;
+}
+
 ScaleStrides scale_strides(const KvScales& scales) {
   return {.page = scales.page_stride,
           .group = static_cast<int32_t>(scales.group_stride),
           .head = static_cast<int32_t>(scales.head_stride),
-          .group_tokens = scales.is_by_group() ? scales.group_tokens : 0};
+          .group_inverse = group_inverse(scales)};
 }
 
 }  // namespace

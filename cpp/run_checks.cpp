@@ -7,6 +7,7 @@
 
 #include "fail.h"
 #include "kernels.h"
+#include "params.h"
 #include "row_threads.h"
 
 namespace onewave {
@@ -132,6 +133,16 @@ void check_kv_scales(const char* name, const KvScales& scales, const AttentionSh
       scales.head_stride > std::numeric_limits<int32_t>::max()) {
     fail(name, " has strides of groups and heads of ", scales.group_stride, " and ", scales.head_stride,
          "; they must each be an int32");
+  }
+  if (scales.is_by_group() && shape.head_dim_vo > kMaxScaledHeadDim) {
+    fail(name, " are of groups of tokens; head_dim must be at most ", kMaxScaledHeadDim, " for them, not ",
+         shape.head_dim_vo);
+  }
+  // The kernel multiplies the two in 31 bits.
+  constexpr int32_t kMaxPageSize = 1 << 15;
+  if (scales.is_by_group() && shape.page_size > kMaxPageSize) {
+    fail(name, " are of groups of tokens; pages must have at most ", kMaxPageSize, " tokens for them, not ",
+         shape.page_size);
   }
   if (scales.group_tokens < 1 || shape.page_size % scales.group_tokens != 0) {
     fail(name, " has groups of ", scales.group_tokens, " tokens; they must divide pages of ",

@@ -34,7 +34,7 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
   const CtaRecord& cta = work.cta;
   if (!kGather && threadIdx.x == 0 && params.num_pages > 0)
     prefetch_tensor_maps(params, cta.narrow_begin < cta.narrow_end);
-  produce(params, work, NarrowItems{work}, storage.narrow.tiles, storage.page_ids, nullptr,
+  produce(params, work, NarrowItems{params, work, storage}, storage.narrow.tiles, storage.page_ids, nullptr,
           storage.narrow_rings, narrow_rows_shift);
   if (!has_wide_items(work.header)) return;
   produce(params, work, WideItems{params, work, storage}, storage.wide.tiles, storage.page_ids,

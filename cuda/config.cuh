@@ -35,6 +35,9 @@ static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 /// cap and the run's sinks. They would cost the others a few per cent.
 inline constexpr bool kMasked = ONEWAVE_MASKED == 1;
 
+/// And at the run's scales of groups of tokens. (The producer has no registers for them beside longer rows.)
+inline constexpr bool kGroupScales = kWiden && kMasked && kHeadDimVo <= kMaxScaledHeadDim;
+
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
 
@@ -94,6 +97,10 @@ inline constexpr int kArrivingLanes = 32;
 #else
 inline constexpr int kArrivingLanes = 1;
 #endif
+
+/// Beside the boxes of TMA the lanes of a warp copy scales of groups of tokens, and arrive when they are
+/// there.
+inline constexpr int kScaleArrivals = kGroupScales ? 32 : 0;
 
 /// Registers by role. A CTA starts with 384 * 168, and what the roles ask for must not exceed that, or
 /// setmaxnreg waits for ever.

@@ -9,12 +9,16 @@
 ///   barrier
 ///
 /// The gathering one wants to be told kIsInner and n again, and has load_kv(), which does both.
+///   loader.load_scales(rows, kv_head, n, scales, strides, stage, full)   where there are any of groups of
+///   tokens:
+///                                                              before load_k() or load_v()
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
 /// left of the last page is the consumers' to mask. So do those before the window of the tile's first row,
 /// whose pages may be another request's by now.
 
 #include "ptx/copy.cuh"
+#include "scales.cuh"
 #include "smem.cuh"
 #include "work.cuh"
 
@@ -102,6 +106,32 @@ struct TmaLoader {
                                          uint64_t* full) const {
     const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
     load_boxes<kHeadDimVo>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
+  }
+
+  /// All lanes, whether there are scales or not: their arrivals are counted.
+  __device__ __forceinline__ void load_scales(const Rows& rows, int kv_head, uint32_t, const float* scales,
+                                              const ScaleStrides& strides, float* stage) const {
+    if (strides.group_inverse == 0) return;
+    const int heads_shift = kKind == Kind::kNarrow ? rows.step_heads_shift : 0;
+    const TmaBox box(params, heads_shift);
+    const int box_heads_shift = heads_shift - box.heads_shift;  // log2 of a page's boxes
+    const int head_keys_shift = kStageKvShift - heads_shift;
+#pragma unroll 1
+    for (int begin = 0; begin < kRows; begin += 32) {
+      const int row = begin + lane;
+      const int key = row & ((1 << head_keys_shift) - 1);
+      const int source = key >> box.tokens_shift << box_heads_shift;
+      const int page = __shfl_sync(0xffffffff, rows.page, source);
+      const int token = __shfl_sync(0xffffffff, rows.token, source) + (key & ((1 << box.tokens_shift) - 1));
+      if (row >= kRows) break;
+      const bool valid = page < params.num_pages;
+      ptx::cp_async_4_or_zeros(
+          ptx::shared_address(stage + first_row + row),
+          group_scale(scales, strides, valid ? page : 0, token, kv_head + (row >> head_keys_shift)), valid);
+    }
+  }
+  __device__ __forceinline__ void arrive_scales(uint64_t* full) const {
+    ptx::cp_async_mbarrier_arrive_noinc(ptx::shared_address(full));
   }
 
  private:
@@ -214,6 +244,18 @@ struct GatherLoader {
     load<kIsInner>(rows, kv_head, n, Destination<kHeadDimQk>{params.k, k_first, k_stage, k_full},
                    Destination<kHeadDimVo>{params.v, v_first, v_stage, v_full});
   }
+
+  __device__ __forceinline__ void load_scales(const Rows& rows, int kv_head, uint32_t n, const float* scales,
+                                              const ScaleStrides& strides, float* stage) const {
+    if (strides.group_inverse == 0 || thread % kPanelChunks >= kLanesRows) return;
+    const bool valid = rows.token >= 0;
+    const int page = valid ? page_ids.of_thread[n % kPageIdSlots][slot()] : 0;
+    ptx::cp_async_4_or_zeros(ptx::shared_address(stage + row),
+                             group_scale(scales, strides, page, valid ? rows.token : 0, kv_head + rows.head),
+                             valid);
+  }
+  /// What fills the stage does.
+  __device__ __forceinline__ void arrive_scales(uint64_t*) const {}
 
  private:
   static constexpr int kLanesRows = kStageKv * kPanelChunks / kWarpgroupThreads;  ///< of eight lanes

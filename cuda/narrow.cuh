@@ -115,11 +115,14 @@ class NarrowConsumer {
     float scores[kBlocks][4] = {};
     rings_.k.wait_full(at_.kv);
     multiply_keys(scores, q);
+    float value_scales[2] = {1.f, 1.f};  // of the lane's two keys
+    if constexpr (kGroupScales)
+      scale_keys(scores, value_scales, kAtEdge ? item.kv_end - first_key : kStageKv);
     rings_.k.arrive_empty(at_.kv);
     if (kMasked && scales_.cap_log2 > 0) cap(scores);
     if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
     uint32_t weights[kBlocks][2];
-    softmax(scores, rows, out, weights);
+    softmax(scores, rows, value_scales, out, weights);
     rings_.v.wait_full(at_.kv);
     multiply_values<kAtEdge>(out, weights, item.kv_end - first_key);
     rings_.v.release(at_.kv);
@@ -226,6 +229,28 @@ class NarrowConsumer {
     }
   }
 
+  /// Where groups of tokens have scales: multiplies scores by those of their keys, and returns those of their
+  /// values; of no key 0, where memory may have anything.
+  __device__ __forceinline__ void scale_keys(float (&scores)[kBlocks][4], float (&value_scales)[2],
+                                             int valid_keys) const {
+    const int row = (head_ << kStageKvShift >> step_heads_shift_) + warp_key_ + lane_ / 4;
+    const auto& scales = storage_.scales;
+    const uint32_t stage = at_.kv.stage();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (params_.k_scale_strides.group_inverse > 0) {
+        const float scale = scales.k[stage][row + 8 * i];
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j) {
+          scores[j][2 * i] *= scale;
+          scores[j][2 * i + 1] *= scale;
+        }
+      }
+      if (params_.v_scale_strides.group_inverse > 0) value_scales[i] = scales.v[stage][row + 8 * i];
+      if (lane_ / 4 + 8 * i >= valid_keys) value_scales[i] = 0.f;
+    }
+  }
+
   __device__ __forceinline__ void cap(float (&scores)[kBlocks][4]) const {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
@@ -236,6 +261,7 @@ class NarrowConsumer {
 
   /// Weights of 16 keys, transposed in registers to the B operand of O^T += V^T P^T; O^T is rescaled.
   __device__ __forceinline__ void softmax(float (&scores)[kBlocks][4], RowState (&rows)[2 * kBlocks],
+                                          const float (&value_scales)[2],
                                           float (&out)[kPartCols / 16][kBlocks][4],
                                           uint32_t (&weights)[kBlocks][2]) const {
 #pragma unroll
@@ -255,6 +281,10 @@ class NarrowConsumer {
           out[m][j][c] *= factor;
           out[m][j][2 + c] *= factor;
         }
+      }
+      if constexpr (kGroupScales) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[j][i] *= value_scales[i / 2];
       }
       weights[j][0] = ptx::movmatrix_trans(ptx::pack<ValueElement>(scores[j][0], scores[j][1]));
       weights[j][1] = ptx::movmatrix_trans(ptx::pack<ValueElement>(scores[j][2], scores[j][3]));

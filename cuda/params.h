@@ -43,8 +43,11 @@ struct ScaleStrides {
   int64_t page;
   int32_t group;
   int32_t head;
-  int32_t group_tokens;  ///< 0: a factor is not of some tokens alone
+  uint32_t group_inverse;  ///< 2^31 / the tokens of a group, rounded up; 0: factors are not of some tokens alone
 };
+
+/// Longer rows have no factors of groups of tokens.
+inline constexpr int32_t kMaxScaledHeadDim = 128;
 
 /// What every CTA reads first stands together. The tensor maps are for kernels that load by TMA, the gathered
 /// tensors for the others.

@@ -88,7 +88,7 @@ struct KindRings {
                                      : kGather ? kWarpgroupThreads
                                                : kArrivingLanes;
     q.init(kQueryLoaderThreads<kKind> + 1);  // the last is of the thread that writes the item's record
-    k.init(kKvArrivals);
+    k.init(kKvArrivals + (kWidens || kGather ? 0 : kScaleArrivals));
     v.init(kKvArrivals);
   }
 };

@@ -47,7 +47,23 @@ struct NarrowItems {
   static constexpr Kind kKind = Kind::kNarrow;
   using Cursor = HeadCursor;
 
+  const KernelParams& params;
   const Work& work;
+  SharedStorage& storage;
+
+  /// Of K and V of a tile, to where K's stage `n` is.
+  template <class Loader, class Tile>
+  __device__ __forceinline__ void load_scales(const Loader& loader, const Tile& tile, uint32_t n) const {
+    const auto load = [&](auto& scales) {
+      const uint32_t stage = n % kNarrowStages;
+      loader.load_scales(tile.rows, tile.kv_head, n, params.k_scale_ptr, params.k_scale_strides,
+                         scales.k[stage]);
+      loader.load_scales(tile.rows, tile.kv_head, n, params.v_scale_ptr, params.v_scale_strides,
+                         scales.v[stage]);
+      loader.arrive_scales(&storage.narrow_rings.k.full[stage]);
+    };
+    if constexpr (kGroupScales) load(storage.narrow.scales);
+  }
 
   __device__ __forceinline__ NoQueue queue() const { return {}; }
   __device__ __forceinline__ NoQueue stream_queue() const { return {}; }
@@ -64,6 +80,10 @@ struct WideItems {
   const KernelParams& params;
   const Work& work;
   SharedStorage& storage;
+
+  /// They come with the tiles that are widened.
+  template <class Loader, class Tile>
+  __device__ __forceinline__ void load_scales(const Loader&, const Tile&, uint32_t) const {}
 
   __device__ __forceinline__ ItemQueue queue() const { return {params, work, storage.wide_items}; }
   /// As the stream of K sees it.
@@ -232,8 +252,9 @@ inline constexpr bool kLoadsKvAtOnce = kKind == Kind::kNarrow && kNarrowStages >
 
 /// The gathering cubins: all producer threads load Q, K and V, and look page ids up two tiles ahead.
 template <class Items, class Loader, class Queue, class KindTiles, class Queries>
-__device__ __forceinline__ void load_together(const Loader& loader, const typename Items::Cursor& cursor,
-                                              Queue& queue, KindTiles& tiles, KindRings<Items::kKind>& rings,
+__device__ __forceinline__ void load_together(const Items& source, const Loader& loader,
+                                              const typename Items::Cursor& cursor, Queue& queue,
+                                              KindTiles& tiles, KindRings<Items::kKind>& rings,
                                               Queries& queries) {
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
   // A cp.async group: the page ids of a tile, and what was asked for since the group before.
@@ -253,6 +274,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
   const auto load_k = [&](const auto& tile, Position at) {
     wait_for_k_stage(tile, at);
     ptx::cp_async_wait_group<1>();
+    source.load_scales(loader, tile, at.count);
     loader.load_k<tile.kIsInner>(tile.rows, tile.kv_head, at.count, tiles.k[at.stage()],
                                  &rings.k.full[at.stage()]);
   };
@@ -265,6 +287,7 @@ __device__ __forceinline__ void load_together(const Loader& loader, const typena
     wait_for_k_stage(tile, at);
     rings.v.wait_empty(at);
     ptx::cp_async_wait_group<2>();
+    source.load_scales(loader, tile, at.count);
     const int stage = at.stage();
     loader.load_kv<tile.kIsInner>(tile.rows, tile.kv_head, at.count, tiles.k[stage], &rings.k.full[stage],
                                   tiles.v[stage], &rings.v.full[stage]);
@@ -323,12 +346,25 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
                                                SharedStorage& storage, Queries& queries) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  const WidenedStream<kHeadDimQk, Element> k{storage.wide.loaded.k, &storage.loaded.k[warp],
-                                             storage.wide_rings.k, storage.wide.tiles.k,
-                                             box_layout<kKPanels>(params)};
-  const WidenedStream<kHeadDimVo, ValueElement> v{storage.wide.loaded.v, &storage.loaded.v[warp],
-                                                  storage.wide_rings.v, storage.wide.tiles.v,
-                                                  box_layout<kVPanels>(params)};
+  float *k_scales = nullptr, *v_scales = nullptr;  // of a tile's rows, where groups of tokens have them
+  const auto find_scales = [&](auto& scales) {
+    if (params.k_scale_strides.group_inverse > 0) k_scales = scales.k[0];
+    if (params.v_scale_strides.group_inverse > 0) v_scales = scales.v[0];
+  };
+  if constexpr (kGroupScales) find_scales(storage.wide.scales);
+  const WidenedStream<kHeadDimQk, Element> k{storage.wide.loaded.k,   k_scales,
+                                             &storage.loaded.k[warp], storage.wide_rings.k,
+                                             storage.wide.tiles.k,    box_layout<kKPanels>(params)};
+  const WidenedStream<kHeadDimVo, ValueElement> v{storage.wide.loaded.v,   v_scales,
+                                                  &storage.loaded.v[warp], storage.wide_rings.v,
+                                                  storage.wide.tiles.v,    box_layout<kVPanels>(params)};
+  const auto ask_scales = [&](const PackedTile<Loader>& tile, uint32_t n, const float* scales,
+                              const ScaleStrides& strides, const auto& stream) {
+    if constexpr (kGroupScales) {
+      loader.load_scales(tile.rows, tile.kv_head(), n, scales, strides, stream.scales);
+      loader.arrive_scales(stream.is_loaded);
+    }
+  };
   // Of three tiles one after another: its page ids are on their way, its K is asked for, its K is widened and
   // its V asked for. V of the one before is widened.
   PackedTile<Loader> next_tile, tile;
@@ -347,14 +383,17 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
     if (next_tile.valid()) {
       if constexpr (kGather) {
         ptx::cp_async_wait_group<1>();
+        ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
         loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
       } else {
+        ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
         loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
       }
     }
     if (num_values >= 0) v.widen({n - 3}, warp, num_values);
     num_values = tile.valid() ? tile.num_keys : -1;
     if (tile.valid()) {
+      ask_scales(tile, n - 2, params.v_scale_ptr, params.v_scale_strides, v);
       if constexpr (kGather) {
         loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
       } else {
@@ -410,7 +449,7 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     if constexpr (kWiden && Items::kKind == Kind::kWide) {
       load_and_widen<Items>(params, loader, cursor, queue, source.storage, queries);
     } else {
-      load_together<Items>(loader, cursor, queue, tiles, rings, queries);
+      load_together<Items>(source, loader, cursor, queue, tiles, rings, queries);
     }
     queries.end();
   } else if (warp == 0) {
@@ -418,6 +457,7 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     queue.begin();
     load_tiles<Items>(loader, source.cursor(), queue, rings.k, gently,
                       [&](const KvTile<Loader>& tile, int stage) {
+                        source.load_scales(loader, tile, stage);
                         loader.load_k(tile.rows, tile.kv_head, tiles.k[stage], &rings.k.full[stage]);
                       });
   } else if (warp == 1) {

@@ -33,6 +33,14 @@ __device__ __forceinline__ float cap_score(float score, float cap_log2) {
   return fmaf(-2.f, ptx::rcp(1.f + ptx::ex2(score * cap_log2)), 1.f);
 }
 
+/// The factor of one row of K or V, where groups of tokens have them.
+__device__ __forceinline__ const float* group_scale(const float* scales, const ScaleStrides& strides,
+                                                    int page, int token, int kv_head) {
+  const uint32_t group = __umulhi(2 * token, strides.group_inverse);
+  return scales + page * strides.page + static_cast<int64_t>(group) * strides.group +
+         static_cast<int64_t>(kv_head) * strides.head;
+}
+
 /// The factors of one launch, or where K and V are e4m3 of a kv head.
 struct Scales {
   float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the
@@ -63,7 +71,7 @@ struct Scales {
   __device__ __forceinline__ static float head_scale(const float* scales, const ScaleStrides& strides,
                                                      int kv_head) {
     if constexpr (!kWiden) return value_or_1(scales);
-    if (kMasked && strides.group_tokens > 0) return 1.f;
+    if (kMasked && strides.group_inverse > 0) return 1.f;
     return value_or_1(scales == nullptr ? nullptr : scales + int64_t{kv_head} * strides.head);
   }
 };

@@ -58,7 +58,7 @@ struct LoadedBarriers {
   uint64_t v[kProducerWarps];
 
   __device__ void init() {
-    constexpr uint32_t kArrivals = kGather ? 32 : kArrivingLanes;
+    constexpr uint32_t kArrivals = kGather ? 32 : kArrivingLanes + kScaleArrivals;
     for (int warp = 0; warp < kProducerWarps; ++warp) {
       ptx::mbarrier_init(&k[warp], kArrivals);
       ptx::mbarrier_init(&v[warp], kArrivals);
@@ -97,14 +97,24 @@ struct JoinBuffer {
   alignas(16) float out[max_join_floats()];  ///< [warp, row, column of the slice]
 };
 
+/// Factors of the rows of stages of K and V, kv head by kv head. The narrow kind's come with K.
+template <int kStages>
+struct RowScales {
+  float k[kStages][kStageKv];
+  float v[kStages][kStageKv];
+};
+struct NoScales {};
+
 struct WideStorage {
   WideTiles tiles;
   [[no_unique_address]] std::conditional_t<kWiden, LoadedTiles, NoTiles> loaded;
   HeadItem items[kHeadItems];
+  [[no_unique_address]] std::conditional_t<kGroupScales, RowScales<1>, NoScales> scales;
 };
 
 struct NarrowStorage {
   NarrowTiles tiles;
+  [[no_unique_address]] std::conditional_t<kGroupScales, RowScales<kNarrowStages>, NoScales> scales;
   JoinBuffer join;
 };
 

@@ -24,7 +24,6 @@ struct WidenLane {
   static constexpr uint32_t kNextChunk = 64;  ///< an XOR
 
   __device__ __forceinline__ WidenLane() {
-    // Or they would be in registers all the time.
     const int lane = ptx::opaque(threadIdx.x) % 32;
     const int chunk = lane % 4;
     row = lane / 8 ^ (lane / 4 % 2 * 5);
@@ -35,14 +34,17 @@ struct WidenLane {
 
 /// A warp's rows of a tile. `kHeadDim`: columns of a row. (Of 96, what lies behind them is widened too, into
 /// what is never multiplied.)
-template <int kHeadDim, class Operand>
+///
+/// kScaled: each row times its factor in `scales`, of the tile.
+template <bool kScaled, int kHeadDim, class Operand>
 __device__ __forceinline__ void widen_rows(const KvElement* loaded,
                                            const BoxLayout<num_panels(kHeadDim, 1)>& layout, int warp,
-                                           Operand* stage) {
+                                           const float* scales, Operand* stage) {
   constexpr int kPanels = num_panels(kHeadDim, sizeof(Operand));
   constexpr int kGroups = kWidenedRows / 8;
-  constexpr int kChunks = kGroups * kPanels;        ///< of a lane
-  constexpr int kBatch = kHeadDim > 128 || kMasked ? 2 : 4;  ///< that it reads before it writes: latencies overlap
+  constexpr int kChunks = kGroups * kPanels;  ///< of a lane
+  constexpr int kBatch =
+      kHeadDim > 128 || kMasked ? 2 : 4;  ///< that it reads before it writes: latencies overlap
   const WidenLane lane;
   const uint32_t from = ptx::shared_address(loaded) + lane.from;
   const uint32_t to = ptx::shared_address(stage) + warp * kWidenedRows * kPanelRowBytes + lane.to;
@@ -62,8 +64,19 @@ __device__ __forceinline__ void widen_rows(const KvElement* loaded,
       const int group = (first + i) / kPanels;
       const int panel = (first + i) % kPanels;
       const uint32_t offset = (panel * kStageKv + group * 8) * kPanelRowBytes;
-      const uint2 pairs[4] = {ptx::widen<Operand>(bytes[i].x), ptx::widen<Operand>(bytes[i].y),
-                              ptx::widen<Operand>(bytes[i].z), ptx::widen<Operand>(bytes[i].w)};
+      uint2 pairs[4];
+      if constexpr (kScaled) {
+        const float scale = scales[warp * kWidenedRows + group * 8 + lane.row];
+        pairs[0] = ptx::widen_scaled<Operand>(bytes[i].x, scale);
+        pairs[1] = ptx::widen_scaled<Operand>(bytes[i].y, scale);
+        pairs[2] = ptx::widen_scaled<Operand>(bytes[i].z, scale);
+        pairs[3] = ptx::widen_scaled<Operand>(bytes[i].w, scale);
+      } else {
+        pairs[0] = ptx::widen<Operand>(bytes[i].x);
+        pairs[1] = ptx::widen<Operand>(bytes[i].y);
+        pairs[2] = ptx::widen<Operand>(bytes[i].z);
+        pairs[3] = ptx::widen<Operand>(bytes[i].w);
+      }
       ptx::store_shared_16(to + offset, make_uint4(pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y));
       ptx::store_shared_16((to ^ 16) + offset, make_uint4(pairs[2].x, pairs[2].y, pairs[3].x, pairs[3].y));
     }
@@ -73,11 +86,12 @@ __device__ __forceinline__ void widen_rows(const KvElement* loaded,
 /// Makes zeros of a warp's rows from `num_rows` of the tile on: where their page is loaded, what it has there
 /// may be a NaN, and 0 * NaN is NaN.
 template <int kPanels>
-__device__ __forceinline__ void clear_rows(KvElement* loaded, const BoxLayout<kPanels>& layout, int warp,
-                                           int num_rows) {
+__device__ __forceinline__ void clear_rows(KvElement* loaded, float* scales, const BoxLayout<kPanels>& layout,
+                                           int warp, int num_rows) {
   const uint32_t from = ptx::shared_address(loaded);
   for (int row = max(num_rows, warp * kWidenedRows) + threadIdx.x % 32 / kPanelChunks;
        row < (warp + 1) * kWidenedRows; row += 32 / kPanelChunks) {
+    if (kGroupScales && scales != nullptr) scales[row] = 0.f;
     for (int panel = 0; panel < kPanels; ++panel) {
       ptx::store_shared_16(from + layout.row_offset(row) + panel * layout.panel_bytes() +
                                threadIdx.x % kPanelChunks * kChunkBytes,
@@ -91,6 +105,7 @@ __device__ __forceinline__ void clear_rows(KvElement* loaded, const BoxLayout<kP
 template <int kHeadDim, class Operand>
 struct WidenedStream {
   KvElement* loaded;
+  float* scales;        ///< of its rows; null: they have none
   uint64_t* is_loaded;  ///< this warp's
   Ring<kWideStages>& ring;
   Operand (&stages)[kWideStages][stage_elements<Operand>(kHeadDim)];
@@ -98,11 +113,17 @@ struct WidenedStream {
 
   /// The tile that was asked for last, into the stage at `at`. Then there is room for the next.
   __device__ __forceinline__ void widen(const RingPosition<kWideStages>& at, int warp, int num_rows) const {
+    // Or the compiler keeps in registers what is made of it and of the lane.
+    const BoxLayout<num_panels(kHeadDim, 1)> layout{ptx::opaque(this->layout.box_shift)};
     ptx::mbarrier_wait(is_loaded, at.count % 2);
     // What is gathered has zeros there.
-    if (!kGather && num_rows < kStageKv) clear_rows(loaded, layout, warp, num_rows);
+    if (!kGather && num_rows < kStageKv) clear_rows(loaded, scales, layout, warp, num_rows);
     ring.wait_empty(at);
-    widen_rows<kHeadDim>(loaded, layout, warp, stages[at.stage()]);
+    if (kGroupScales && scales != nullptr) {
+      widen_rows<true, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);
+    } else {
+      widen_rows<false, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);
+    }
     arrive_warp(&ring.full[at.stage()]);
   }
 };

@@ -62,6 +62,11 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
                : "memory");
   return x;
 }
+__device__ __forceinline__ float load_shared_float(uint32_t address) {
+  float x;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+  return x;
+}
 __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   uint2 x;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
@@ -76,6 +81,12 @@ __device__ __forceinline__ void store_shared_16(uint32_t address, uint4 x) {
 /// 4 bytes.
 __device__ __forceinline__ void cp_async_4(uint32_t destination, const void* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(destination), "l"(source) : "memory");
+}
+/// 4 bytes; zeros where `valid` is false, and then nothing is read.
+__device__ __forceinline__ void cp_async_4_or_zeros(uint32_t destination, const void* source, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 4 : 0)
+               : "memory");
 }
 /// This thread's copies since the last call become a group.
 __device__ __forceinline__ void cp_async_commit_group() {
