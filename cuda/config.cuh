@@ -106,14 +106,14 @@ inline constexpr int kScaleArrivals = kGroupScales ? 32 : 0;
 /// setmaxnreg waits for ever.
 ///
 /// Within what does not spill they are chosen by time: ptxas orders the same instructions otherwise for each,
-/// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md).
-inline constexpr bool kLongMasked = kGather && kMasked && kHeadDimVo > 192;
-inline constexpr int kProducerRegisters = kLongMasked         ? 72  // or it spills
-                                          : kGather || kWiden ? 56
-                                                              : 40;
-inline constexpr int kConsumerRegisters = kProducerRegisters == 40                       ? 232
-                                          : kLongMasked || (kHeadDimVo == 64 && !kWiden) ? 216
-                                                                                         : 224;
+/// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md). A busy
+/// producer spills with fewer.
+inline constexpr bool kBusyProducer =
+    (kGather && kMasked && kHeadDimVo > 192) || (kGroupScales && kHeadDimVo < 128);
+inline constexpr int kProducerRegisters = kBusyProducer ? 72 : kGather || kWiden ? 56 : 40;
+inline constexpr int kConsumerRegisters = kProducerRegisters == 40                         ? 232
+                                          : kBusyProducer || (kHeadDimVo == 64 && !kWiden) ? 216
+                                                                                           : 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 

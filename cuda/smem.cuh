@@ -97,11 +97,16 @@ struct JoinBuffer {
   alignas(16) float out[max_join_floats()];  ///< [warp, row, column of the slice]
 };
 
-/// Factors of the rows of stages of K and V, kv head by kv head. The narrow kind's come with K.
-template <int kStages>
-struct RowScales {
-  float k[kStages][kStageKv];
-  float v[kStages][kStageKv];
+/// Factors of the rows of stages of K and V, kv head by kv head. V's are in K's stage, with which they come.
+struct NarrowScales {
+  float k[kNarrowStages][kStageKv];
+  float v[kNarrowStages][kStageKv];
+};
+/// Those of the tiles that are loaded, and of K in its stages.
+struct WideScales {
+  float loaded_k[kStageKv];
+  float loaded_v[kStageKv];
+  float k[kWideStages][kStageKv];
 };
 struct NoScales {};
 
@@ -109,12 +114,12 @@ struct WideStorage {
   WideTiles tiles;
   [[no_unique_address]] std::conditional_t<kWiden, LoadedTiles, NoTiles> loaded;
   HeadItem items[kHeadItems];
-  [[no_unique_address]] std::conditional_t<kGroupScales, RowScales<1>, NoScales> scales;
+  [[no_unique_address]] std::conditional_t<kGroupScales, WideScales, NoScales> scales;
 };
 
 struct NarrowStorage {
   NarrowTiles tiles;
-  [[no_unique_address]] std::conditional_t<kGroupScales, RowScales<kNarrowStages>, NoScales> scales;
+  [[no_unique_address]] std::conditional_t<kGroupScales, NarrowScales, NoScales> scales;
   JoinBuffer join;
 };
 

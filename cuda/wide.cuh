@@ -59,6 +59,7 @@ class WideConsumer {
     issue_scores(scores);
     ptx::wgmma_wait_group<0>();
     ptx::fence_registers(scores);
+    if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
     rings_.k.release(at_.k);
     do {
       const HeadItem& tile = item();
@@ -181,6 +182,7 @@ class WideConsumer {
     issue_out(out, weights, accumulate);
     ptx::wgmma_wait_group<1>();
     ptx::fence_registers(scores);
+    if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
     rings_.k.release(at_.k);
   }
 
@@ -239,6 +241,21 @@ class WideConsumer {
                                             accumulate || step > 0);
     }
     ptx::wgmma_commit_group();
+  }
+
+  /// Where groups of tokens have scales: multiplies scores by those of their keys.
+  template <class Scales>
+  __device__ __forceinline__ void scale_keys(float (&scores)[kWideScores], const Scales& scales) const {
+    if (params_.k_scale_strides.group_inverse == 0) return;
+    const float* keys = scales.k[at_.k.stage()] + thread_ % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kWideScores; i += 4) {
+      const float2 pair = *reinterpret_cast<const float2*>(keys + 2 * i);
+      scores[i] *= pair.x;
+      scores[i + 1] *= pair.y;
+      scores[i + 2] *= pair.x;
+      scores[i + 3] *= pair.y;
+    }
   }
 
   /// Whether a row of the warpgroup may not see some key of a tile, for another reason than the causal mask.

@@ -105,11 +105,12 @@ __device__ __forceinline__ void clear_rows(KvElement* loaded, float* scales, con
 template <int kHeadDim, class Operand>
 struct WidenedStream {
   KvElement* loaded;
-  float* scales;        ///< of its rows; null: they have none
   uint64_t* is_loaded;  ///< this warp's
   Ring<kWideStages>& ring;
   Operand (&stages)[kWideStages][stage_elements<Operand>(kHeadDim)];
   BoxLayout<num_panels(kHeadDim, 1)> layout;
+  float* scales;                    ///< of the loaded rows; null: they have none
+  float (*stage_scales)[kStageKv];  ///< where they go beside each stage; null: into its rows
 
   /// The tile that was asked for last, into the stage at `at`. Then there is room for the next.
   __device__ __forceinline__ void widen(const RingPosition<kWideStages>& at, int warp, int num_rows) const {
@@ -119,7 +120,11 @@ struct WidenedStream {
     // What is gathered has zeros there.
     if (!kGather && num_rows < kStageKv) clear_rows(loaded, scales, layout, warp, num_rows);
     ring.wait_empty(at);
-    if (kGroupScales && scales != nullptr) {
+    if (kGroupScales && scales != nullptr && stage_scales != nullptr) {
+      const int row = warp * kWidenedRows + threadIdx.x % 32;
+      if (row < (warp + 1) * kWidenedRows) stage_scales[at.stage()][row] = scales[row];
+    }
+    if (kGroupScales && scales != nullptr && stage_scales == nullptr) {
       widen_rows<true, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);
     } else {
       widen_rows<false, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);

@@ -91,6 +91,8 @@ class GroupScales:
 
 # What a row of K or V is multiplied by: one factor, [num_kv_heads] of them, or some for each group of tokens.
 RowScales = float | torch.Tensor | GroupScales
+# How: the groups of a page, "head", "float", "tensor" of one element, or None.
+ScaleForm = str | int | None
 
 
 class DenseBatch:
@@ -221,6 +223,14 @@ class DenseBatch:
             ],
         )
 
+    def draw_scale(self, form: ScaleForm, paged: Paged, page_size: int, kv_layout: str = "NHD") -> RowScales:
+        if isinstance(form, int):
+            return self.group_scales(paged, page_size, form, kv_layout)
+        if form == "head":
+            heads = self.heads.num_kv_heads
+            return torch.rand(heads, device=self.device, generator=self.generator) + 0.5
+        return 1.0 if form is None else 0.75
+
     def _empty_cache(
         self, num_pages: int, page_size: int, layout: str
     ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -246,6 +256,17 @@ class DenseBatch:
         wide_v = full(num_pages, 2, page_size, 3 * num_heads, out_dim + 16)
         pair = wide_k[:, 1, :, ::2, :head_dim], wide_v[:, 1, :, 1::3, 16:]
         return pair, pair
+
+
+def as_scale_argument(
+    form: ScaleForm, scale: RowScales, device: torch.device | str = "cpu"
+) -> float | torch.Tensor | None:
+    """As run() takes it."""
+    if isinstance(scale, GroupScales):
+        return scale.paged
+    if form == "tensor":
+        return torch.tensor([[scale]], device=device)
+    return None if form is None else scale
 
 
 def _scatter(dense: list[torch.Tensor], view: torch.Tensor, indices: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import onewave
 import pytest
 import torch
-from dense_batch import DenseBatch, GroupScales, Heads, Lens, Masks, Paged, RowScales
+from dense_batch import DenseBatch, Heads, Lens, Masks, ScaleForm, as_scale_argument
 from gpu_checks import make_attention, plan
 from onewave import _core
 from test_errors import ERRORS, plan_arguments, run_arguments, small_attention
@@ -18,8 +18,7 @@ FP8 = torch.float8_e4m3fn
 # A split of either kind on NUM_CTAS CTAs, a request whose last page and group are not full, and empty ones.
 MIXED = [Lens(6000, 1), Lens(400, 70), Lens(301, 3, 2), Lens(0, 4), Lens(9, 0), Lens(1, 1)]
 KINDS = {"decode": [Lens(2000, 1, 2), Lens(77, 1)], "prefill": [Lens(260, 260), Lens(90, 33)], "mixed": MIXED}
-# Of k and of v: groups of a page, by its size, or "head", "float", "tensor", None. Those that are not of the page size
-# are left out.
+# Of k and of v. Numbers of groups that do not divide the page size are left out.
 FORMS = [
     (None, None),
     ("float", "tensor"),
@@ -33,24 +32,6 @@ FORMS = [
     (4, 16),
     (16, 2),
 ]
-
-
-def draw_scale(
-    form: str | int | None, batch: DenseBatch, paged: Paged, page_size: int, layout: str
-) -> RowScales:
-    if isinstance(form, int):
-        return batch.group_scales(paged, page_size, form, layout)
-    if form == "head":
-        return torch.rand(batch.heads.num_kv_heads, generator=batch.generator) + 0.5
-    return 1.0 if form is None else 0.75
-
-
-def as_argument(form: str | int | None, scale: RowScales) -> float | torch.Tensor | None:
-    if isinstance(scale, GroupScales):
-        return scale.paged
-    if form == "tensor":
-        return torch.tensor([[scale]])
-    return None if form is None else scale
 
 
 def fp8_batch(lens: list[Lens], heads: Heads, dtype: torch.dtype, seed: int) -> DenseBatch:
@@ -68,7 +49,7 @@ def run_and_check(
     kv_layout = "HND" if layout == "HND" else "NHD"
     attention = make_attention(batch, kv_layout, NUM_CTAS)
     paged = batch.paged(page_size, layout)
-    k_scale, v_scale = (draw_scale(form, batch, paged, page_size, kv_layout) for form in forms)
+    k_scale, v_scale = (batch.draw_scale(form, paged, page_size, kv_layout) for form in forms)
     if isinstance(masks, bool):
         masks = Masks(masks)
     plan(
@@ -84,15 +65,15 @@ def run_and_check(
         attention,
         batch,
         paged,
-        k_scale=as_argument(forms[0], k_scale),
-        v_scale=as_argument(forms[1], v_scale),
+        k_scale=as_scale_argument(forms[0], k_scale),
+        v_scale=as_scale_argument(forms[1], v_scale),
         sinks=masks.sinks,
     )
     check_outputs(outputs, batch.dequantised(k_scale, v_scale), masks)
     return num_split_tiles(attention)
 
 
-def forms_of(page_size: int) -> list[tuple[str | int | None, str | int | None]]:
+def forms_of(page_size: int) -> list[tuple[ScaleForm, ScaleForm]]:
     """Whose numbers of groups divide the page."""
     return [forms for forms in FORMS if all(page_size % form == 0 for form in forms if isinstance(form, int))]
 
@@ -101,9 +82,7 @@ def forms_of(page_size: int) -> list[tuple[str | int | None, str | int | None]]:
 @pytest.mark.parametrize(
     ("page_size", "forms"), [(size, forms) for size in (1, 5, 16) for forms in forms_of(size)]
 )
-def test_forms_of_scales(
-    page_size: int, forms: tuple[str | int | None, str | int | None], layout: str, seed: int
-) -> None:
+def test_forms_of_scales(page_size: int, forms: tuple[ScaleForm, ScaleForm], layout: str, seed: int) -> None:
     dtype = DTYPES[seed % len(DTYPES)]
     assert run_and_check(fp8_batch(MIXED, Heads(2, 4, 64), dtype, seed), page_size, layout, forms) > 0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onewave
 import pytest
 import torch
-from dense_batch import DenseBatch, Heads, Lens, Masks
+from dense_batch import DenseBatch, Heads, Lens, Masks, ScaleForm, as_scale_argument
 from gpu_checks import Outputs, plan, run_twice
 from onewave import _core
 from plan_checks import CALIBRATION_FILE
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.usefixtures("float32_means_float32")
 
 # Cases of one test, so that a failure names few.
 CASES_EACH = 128
-HEAD_DIMS = sorted({(kernel.head_dim_qk, kernel.head_dim_vo) for kernel in _core.list_kernels()})
+# Of q and k, of v and out, and whether a cache is of fp8.
+ROWS = sorted({(row.head_dim_qk, row.head_dim_vo, row.kv_dtype != row.dtype) for row in _core.list_kernels()})
+# Of the head_dims whose kernels take scales of groups of tokens.
+MAX_SCALED_HEAD_DIM = 128
 
 
 def cat_bits(masks: list[torch.Tensor]) -> torch.Tensor:
@@ -29,6 +32,8 @@ class Case:
     lens: list[Lens]
     heads: Heads
     dtype: torch.dtype
+    kv_dtype: torch.dtype
+    scales: tuple[ScaleForm, ScaleForm]
     page_size: int
     layout: str
     causal: str  # yes, no, or by request
@@ -50,14 +55,15 @@ class Case:
         return Masks(causal, -1, self.soft_cap, sinks, custom)
 
     def run(self, device: str) -> None:
-        batch = DenseBatch(self.lens, self.heads, self.dtype, self.seed, device)
+        batch = DenseBatch(self.lens, self.heads, self.dtype, self.seed, device, self.kv_dtype)
         # Scores of the size at which a cap does something.
         batch.q *= max(self.soft_cap, 1)
         paged = batch.paged(self.page_size, self.layout)
+        kv_layout = "HND" if self.layout == "HND" else "NHD"
         draw = random.Random(self.seed)
         masks = self.masks(draw, torch.Generator().manual_seed(self.seed))
         attention = onewave.BatchAttention(
-            "HND" if self.layout == "HND" else "NHD",
+            kv_layout,
             device,
             max_batch_size=64,
             max_total_qo_len=4096,
@@ -68,6 +74,11 @@ class Case:
             calibration=CALIBRATION_FILE,
         )
         outputs = Outputs(batch)
+        scales = [batch.draw_scale(form, paged, self.page_size, kv_layout) for form in self.scales]
+        k_scale, v_scale = (
+            as_scale_argument(form, scale, device) for form, scale in zip(self.scales, scales, strict=True)
+        )
+        dequantised = batch.dequantised(*scales)
         custom = {} if masks.custom is None else {"custom_mask": cat_bits(masks.custom)}  # type: ignore[arg-type]
         causal = (
             masks.causal if isinstance(masks.causal, bool) else torch.tensor(masks.causal, dtype=torch.bool)
@@ -84,8 +95,8 @@ class Case:
         )
         sinks = None if masks.sinks is None else masks.sinks.to(device)
         for i, window_left in enumerate(self.windows):
-            run_twice(attention, outputs, paged, window=i, sinks=sinks)
-            outputs.check(batch.expected(replace(masks, window_left=window_left)))
+            run_twice(attention, outputs, paged, window=i, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
+            outputs.check(dequantised.expected(replace(masks, window_left=window_left)))
 
 
 def draw_lens(draw: random.Random, max_kv_len: int) -> list[Lens]:
@@ -119,15 +130,30 @@ def draw_custom_mask(group: Lens, kind: str, draw: random.Random, generator: tor
     return mask
 
 
+def draw_scales(draw: random.Random, page_size: int) -> tuple[ScaleForm, ScaleForm]:
+    """Of k and v; of groups of tokens if there is a page_size."""
+    forms: list[ScaleForm] = [None, "float", "tensor", "head"]
+    divisors = [groups for groups in range(1, page_size + 1) if page_size % groups == 0]
+    return tuple(
+        draw.choice(divisors) if divisors and draw.random() < 0.4 else draw.choice(forms) for _ in range(2)
+    )  # type: ignore[return-value]
+
+
 def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
-    head_dim, head_dim_vo = draw.choice(HEAD_DIMS)
+    head_dim, head_dim_vo, is_fp8 = draw.choice(ROWS)
+    dtype, page_size = draw.choice([torch.bfloat16, torch.float16]), draw.choice([1, 3, 8, 16, 64, 256])
+    scales = (
+        draw_scales(draw, page_size if head_dim_vo <= MAX_SCALED_HEAD_DIM else 0) if is_fp8 else (None, None)
+    )
     num_kv_heads, group_size = draw.choice([1, 2, 3, 4, 8]), draw.choice([1, 2, 4, 5, 8, 16])
     layouts = ["NHD", "HND", "pair", "strided"] if head_dim == head_dim_vo else ["pair", "strided"]
     return Case(
         lens=draw_lens(draw, max_kv_len),
         heads=Heads(num_kv_heads, group_size, head_dim, head_dim_vo),
-        dtype=draw.choice([torch.bfloat16, torch.float16]),
-        page_size=draw.choice([1, 3, 8, 16, 64, 256]),
+        dtype=dtype,
+        kv_dtype=torch.float8_e4m3fn if is_fp8 else dtype,
+        scales=scales,
+        page_size=page_size,
         layout=draw.choice(layouts),
         causal=draw.choice(["yes", "yes", "yes", "no", "by request"]),
         windows=draw.choice([(-1,), (-1,), (-1, draw.randint(0, 400)), (draw.choice([0, 127, 128, 1000]),)]),

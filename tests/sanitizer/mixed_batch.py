@@ -10,7 +10,7 @@ import itertools
 
 import onewave
 import torch
-from dense_batch import DenseBatch, Expected, Heads, Lens, Masks, Paged
+from dense_batch import DenseBatch, Expected, Heads, Lens, Masks, Paged, as_scale_argument
 from gpu_checks import as_block_table, check_lse, check_out, plan
 from onewave.plan_format import Plan
 from plan_checks import CALIBRATION_FILE, check_splits_both_kinds
@@ -27,13 +27,14 @@ def run(
     batch: DenseBatch,
     paged: Paged,
     expected: Expected,
-    sinks: torch.Tensor | None = None,
+    **tensors: torch.Tensor | None,
 ) -> None:
     """Outputs of its own, which nothing has written to."""
     assert isinstance(paged.kv_cache, torch.Tensor)
     q = batch.q.cuda()
     out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device="cuda")
-    attention.run(q, paged.kv_cache.cuda(), out=out, lse=lse, sinks=None if sinks is None else sinks.cuda())
+    on_device = {name: None if tensor is None else tensor.cuda() for name, tensor in tensors.items()}
+    attention.run(q, paged.kv_cache.cuda(), out=out, lse=lse, **on_device)
     check_out(out.cpu(), expected)
     check_lse(lse.cpu(), expected.lse)
 
@@ -83,10 +84,33 @@ def run_masks() -> None:
         plan(attention, batch, paged, page_size, True, window_left=200, logits_soft_cap=2.0)
         run(attention, batch, paged, batch.expected(Masks(True, 200, 2.0)))
         plan(attention, batch, paged, page_size, True, custom_mask=bits)
-        run(attention, batch, paged, batch.expected(Masks(True, sinks=sinks, custom=list(custom))), sinks)
+        run(
+            attention,
+            batch,
+            paged,
+            batch.expected(Masks(True, sinks=sinks, custom=list(custom))),
+            sinks=sinks,
+        )
         plan(attention, batch, paged, page_size, True)
         run(attention, batch, paged, batch.expected(True))
         print(f"{head_dim=} {page_size=} masks: right", flush=True)
+
+
+def run_fp8() -> None:
+    """A cache of fp8: both loaders, a factor for each kv head and for groups of tokens."""
+    for head_dim, page_size in itertools.product((64, 128, 256), (1, 16)):
+        batch = DenseBatch(
+            LENS, Heads(2, 4, head_dim), torch.bfloat16, head_dim + page_size, "cpu", torch.float8_e4m3fn
+        )
+        paged = batch.paged(page_size)
+        attention = onewave.BatchAttention(**LIMITS, num_ctas=24, calibration=CALIBRATION_FILE)
+        plan(attention, batch, paged, page_size, True)
+        for form in ("head", page_size) if head_dim <= 128 else ("head",):
+            scales = [batch.draw_scale(form, paged, page_size) for _ in range(2)]
+            expected = batch.dequantised(*scales).expected(True)
+            k_scale, v_scale = (as_scale_argument(form, scale) for scale in scales)
+            run(attention, batch, paged, expected, k_scale=k_scale, v_scale=v_scale)
+            print(f"{head_dim=} {page_size=} fp8 scales {form}: right", flush=True)
 
 
 def run_row_kernels() -> None:
@@ -115,4 +139,5 @@ if __name__ == "__main__":
     run_mixed_batches()
     run_from_bounds()
     run_masks()
+    run_fp8()
     run_row_kernels()
