@@ -191,8 +191,9 @@ class BatchAttention:
             bytes; they go by causal.
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type: of q and out: torch.bfloat16 or torch.float16; torch.float32 on a CPU too.
-        kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn. Its NaNs are NaNs on a CPU; what they give on a
-            GPU is not defined (beside bfloat16 queries they count as 480 or -480).
+        kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn (on a GPU where head_dim_qk and head_dim_vo are
+            equal). A decode then reads half the bytes; a prompt's keys are widened on their way, which takes a third
+            more time (bench/NOTES.md).
 
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when four earlier
         copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are read
@@ -296,7 +297,8 @@ class BatchAttention:
             are read by the launch. For a cache of float8_e4m3fn also a factor for each kv head's keys or values,
             float32 [num_kv_heads], or for each group of page_size / num_groups consecutive tokens of a page, float32
             [num_pages or more, num_groups, num_kv_heads] (HND: heads before groups), with any strides; num_groups
-            divides page_size. A row's k_scale is in its scores before the soft cap.
+            divides page_size. A row's k_scale is in its scores before the soft cap. On a GPU those of groups are for
+            head_dims up to 128 and pages of up to 32768 tokens, and a value times its v_scale is below 65504.
         sm_scale: in place of the plan's; a float or a float32 tensor of one element.
         return_lse: False: no lse is written, and None returned.
         natural_lse: the lse is in base e.
