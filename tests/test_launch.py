@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_driver import (
     BFLOAT16_MAP,
+    BYTES_MAP,
     HEAD_DIM,
     KV_LEN,
     NUM_CTAS,
@@ -21,6 +22,8 @@ from fake_driver import (
     NUM_QO_HEADS,
     PAGE_SIZE,
     PARAMS,
+    SCALE_STRIDES,
+    SCALE_STRIDES_OFFSET,
     FakeDriver,
     MapRequest,
     Step,
@@ -276,6 +279,59 @@ def check_tensor_maps(path: Path) -> None:
     assert MapRequest.in_dll(fake.library, "map_request").strides[3] == 0x10000
 
 
+def check_cache_of_fp8(path: Path) -> None:
+    """Maps of bytes, in boxes of what one producer warp widens, and the strides of scales."""
+    fake = FakeDriver(path)
+    fp8 = _core.DType.FLOAT8_E4M3
+    step = Step(page_size=64, kv_dtype=fp8)
+    step.plan()
+    args = step.run_args(kv_dtype=fp8)
+    by_page_and_head = (2, 1, 1, 32)
+    args.set_scales(0.0, 1.0, 1.0, 0, 0x7000, 0x8000, *by_page_and_head, 0, 0, 1, 1)
+    step.attention.run(args, 0)
+    launched = (ctypes.c_char * 896).in_dll(fake.library, "launch_params")
+    assert PARAMS.unpack_from(launched)[3] == 32
+    inverse = -(-(1 << 31) // 32)
+    assert SCALE_STRIDES.unpack_from(launched, SCALE_STRIDES_OFFSET) == (2, 1, 1, inverse, 0, 0, 1, 0)
+    request = MapRequest.in_dll(fake.library, "map_request")
+    row_bytes = NUM_KV_HEADS * HEAD_DIM
+    assert (request.data_type, request.rank) == (BYTES_MAP, 5)
+    assert list(request.dims) == [128, 64, 1, NUM_KV_HEADS, NUM_PAGES]
+    assert list(request.strides) == [row_bytes, 128, HEAD_DIM, 2 * PAGE_SIZE * row_bytes]
+    assert list(request.box) == [128, 64, 1, NUM_KV_HEADS, 1]  # of V and both heads
+
+
+def check_scales_that_are_refused(path: Path) -> None:
+    fake = FakeDriver(path)
+    fp8 = _core.DType.FLOAT8_E4M3
+    step = Step(kv_dtype=fp8)
+    step.plan()
+    step.refuses("kv_dtype is bfloat16; the plan was made for float8_e4m3fn")
+    for strides, message in (
+        ((-2, 1, 1, 16), "k_scales has a stride of -2; it must not be negative"),
+        ((2, 1 << 31, 1, 16), "strides of groups and heads of 2147483648 and 1; they must each be an int32"),
+        ((2, 1, 1, 3), "k_scales has groups of 3 tokens; they must divide pages of 16"),
+    ):
+        args = step.run_args(kv_dtype=fp8)
+        args.set_scales(0.0, 1.0, 1.0, 0, 0x7000, 0, *strides)
+        with pytest.raises(ValueError, match=message):
+            step.attention.run(args, 0)
+    for step, message in (
+        (Step(), "v_scales has more than one factor; it must have one where k and v are bfloat16"),
+        (
+            Step(kv_dtype=fp8, head_dim=256),
+            "groups of tokens; head_dim must be at most 128 for them, not 256",
+        ),
+        (Step(kv_dtype=fp8, page_size=1 << 16), "pages must have at most 32768 tokens for them, not 65536"),
+    ):
+        step.plan()
+        args = step.run_args(kv_dtype=step.shape.kv_dtype)
+        args.set_scales(0.0, 1.0, 1.0, 0, 0, 0x7000, 0, 0, 0, 1, 2, 1, 1, 16)
+        with pytest.raises(ValueError, match=message):
+            step.attention.run(args, 0)
+    assert fake.get("num_launches") == 0
+
+
 def check_gathered_pages_need_no_map(path: Path) -> None:
     fake = FakeDriver(path)
     step = Step(page_size=12)
@@ -344,6 +400,8 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_programmatic_dependent_launch,
         check_lengths_are_updated_by_one_launch,
         check_tensor_maps,
+        check_cache_of_fp8,
+        check_scales_that_are_refused,
         check_gathered_pages_need_no_map,
         check_bad_construction,
         check_kernel_of_another_build,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -70,8 +70,8 @@ class Onewave:
             kv_data_type=workload.kv_dtype,
         )
 
-    def run(self) -> None:
-        self._attention.run(self._tensors.q, self._tensors.kv_cache, out=self._out, lse=self._lse)
+    def run(self, **options: Any) -> None:
+        self._attention.run(self._tensors.q, self._tensors.kv_cache, out=self._out, lse=self._lse, **options)
 
     def output(self) -> torch.Tensor:
         return self._out
