@@ -114,7 +114,8 @@ struct DeviceAttention::Impl {
   const AttentionShape shape;
   const WorkspaceLayout layout;
   const CostModel costs;
-  const Loader loader;
+  const EmbeddedKernel& embedded;
+  const EmbeddedKernel& masked_embedded;
   unsigned char* const workspace;
   const CUdevice device;
   const PrimaryContext context;
@@ -140,7 +141,8 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
       costs(attention_shape, calibration),
-      loader(find_kernel(attention_shape, false).loader),
+      embedded(find_kernel(attention_shape, false)),
+      masked_embedded(find_kernel(attention_shape, true)),
       workspace(static_cast<unsigned char*>(memory)),
       device(hopper_device(device_ordinal)),
       context(device),
@@ -149,8 +151,8 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
     throw InvalidArgument("workspace must be device memory that starts at a multiple of 128 bytes");
   }
   ContextScope scope(context);
-  kernel = load_kernel(find_kernel(shape, false).cubin, kAttention, device);
-  masked_kernel = load_kernel(find_kernel(shape, true).cubin, kAttention, device);
+  kernel = load_kernel(embedded.cubin, kAttention, device);
+  masked_kernel = load_kernel(masked_embedded.cubin, kAttention, device);
   kv_lens_kernel = load_kernel(kUpdateKvLensCubin, kUpdateKvLens, device);
   ring = std::make_unique<PlanRing>(layout.plan_bytes * limits.num_windows);
 }
@@ -198,7 +200,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .v_group_map = {},
                       .k_scale_strides = scale_strides(args.k_scales),
                       .v_scale_strides = scale_strides(args.v_scales)};
-  if (loader == Loader::kTma && args.num_pages > 0) {
+  if (embedded.loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
@@ -270,7 +272,7 @@ void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
   check_run_args(args, {.shape = impl.shape,
-                        .loader = impl.loader,
+                        .loader = impl.embedded.loader,
                         .max_total_qo_len = impl.limits.max_total_qo_len,
                         .plan = *plan,
                         .is_capturing = is_capturing(cuda_stream)});

@@ -213,6 +213,7 @@ struct GatherLoader {
   template <bool kIsInner>
   __device__ __forceinline__ Rows lookup(const KeyRange& keys, const WorkItem& item, int tile_begin,
                                          uint32_t n) const {
+    if constexpr (kSharePageIds) __syncwarp();  // other lanes have read what is written over
     const int tile_keys = kStageKv >> keys.step_heads_shift;
     const int key_in_tile = row & (tile_keys - 1);
     const int counted = tile_begin + key_in_tile;

@@ -43,7 +43,8 @@ struct ScaleStrides {
   int64_t page;
   int32_t group;
   int32_t head;
-  uint32_t group_inverse;  ///< 2^31 / the tokens of a group, rounded up; 0: factors are not of some tokens alone
+  uint32_t
+      group_inverse;  ///< 2^31 / the tokens of a group, rounded up; 0: factors are not of some tokens alone
 };
 
 /// Longer rows have no factors of groups of tokens.
