@@ -346,26 +346,25 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
                                                SharedStorage& storage, Queries& queries) {
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  // Of the loaded rows, where groups of tokens have them, and of K's stages.
+  // Of the loaded rows, where groups of tokens have them, and of the stages.
   float *k_scales = nullptr, *v_scales = nullptr;
-  float (*stage_scales)[kStageKv] = nullptr;
+  float (*k_stage_scales)[kStageKv] = nullptr;
+  float (*v_stage_scales)[kStageKv] = nullptr;
   const auto find_scales = [&](auto& scales) {
     if (params.k_scale_strides.group_inverse > 0) k_scales = scales.loaded_k;
     if (params.v_scale_strides.group_inverse > 0) v_scales = scales.loaded_v;
-    stage_scales = scales.k;
+    k_stage_scales = scales.k;
+    v_stage_scales = scales.v;
   };
   if constexpr (kGroupScales) find_scales(storage.wide.scales);
   const WidenedStream<kHeadDimQk, Element> k{
       storage.wide.loaded.k, &storage.loaded.k[warp],      storage.wide_rings.k,
       storage.wide.tiles.k,  box_layout<kKPanels>(params), k_scales,
-      stage_scales};
-  const WidenedStream<kHeadDimVo, ValueElement> v{storage.wide.loaded.v,
-                                                  &storage.loaded.v[warp],
-                                                  storage.wide_rings.v,
-                                                  storage.wide.tiles.v,
-                                                  box_layout<kVPanels>(params),
-                                                  v_scales,
-                                                  nullptr};
+      k_stage_scales};
+  const WidenedStream<kHeadDimVo, ValueElement> v{
+      storage.wide.loaded.v, &storage.loaded.v[warp],      storage.wide_rings.v,
+      storage.wide.tiles.v,  box_layout<kVPanels>(params), v_scales,
+      v_stage_scales};
   const auto ask_scales = [&](const PackedTile<Loader>& tile, uint32_t n, const float* scales,
                               const ScaleStrides& strides, const auto& stream) {
     if constexpr (kGroupScales) {

@@ -102,11 +102,12 @@ struct NarrowScales {
   float k[kNarrowStages][kStageKv];
   float v[kNarrowStages][kStageKv];
 };
-/// Those of the tiles that are loaded, and of K in its stages.
+/// Those of the tiles that are loaded, and of the stages.
 struct WideScales {
   float loaded_k[kStageKv];
   float loaded_v[kStageKv];
   float k[kWideStages][kStageKv];
+  float v[kWideStages][kStageKv];  ///< 1 where groups of tokens have none
 };
 struct NoScales {};
 

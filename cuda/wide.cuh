@@ -174,10 +174,15 @@ class WideConsumer {
     take_turn();
     issue_scores(scores);
     ptx::fence_registers(exponents);
-    weigh(exponents, rows, weights);
+    if constexpr (kGroupScales) {
+      rings_.v.wait_full(at_.v);
+      weigh_scaled(exponents, rows, storage_.scales, weights);
+    } else {
+      weigh(exponents, rows, weights);
+    }
     ptx::fence_registers(weights);
     pass_turn();
-    rings_.v.wait_full(at_.v);
+    if (!kGroupScales) rings_.v.wait_full(at_.v);
     if (!kGather && !kWiden && valid_keys < kStageKv) clear_tail(valid_keys);
     issue_out(out, weights, accumulate);
     ptx::wgmma_wait_group<1>();
@@ -364,6 +369,25 @@ class WideConsumer {
     }
     rows[0].l += sums[0] + sums[2];
     rows[1].l += sums[1] + sums[3];
+  }
+
+  /// And where groups of tokens may have scales: a weight times that of its value.
+  template <class Scales>
+  __device__ __forceinline__ void weigh_scaled(const float (&exponents)[kWideScores], RowState (&rows)[2],
+                                               const Scales& scales,
+                                               uint32_t (&weights)[kStageKv / 16][4]) const {
+    const float* values = scales.v[at_.v.stage()] + thread_ % 4 * 2;
+    float sums[2] = {};
+#pragma unroll
+    for (int i = 0; i < kWideScores / 2; ++i) {
+      const float2 scale = *reinterpret_cast<const float2*>(values + i / 2 * 8);
+      const float low = ptx::ex2(exponents[2 * i]);
+      const float high = ptx::ex2(exponents[2 * i + 1]);
+      sums[i % 2] += low + high;
+      weights[i / 4][i % 4] = ptx::pack<ValueElement>(low * scale.x, high * scale.y);
+    }
+    rows[0].l += sums[0];
+    rows[1].l += sums[1];
   }
 
   __device__ __forceinline__ static void rescale(float (&out)[kWideOut], const float (&factors)[2]) {

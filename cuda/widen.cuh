@@ -34,12 +34,10 @@ struct WidenLane {
 
 /// A warp's rows of a tile. `kHeadDim`: columns of a row. (Of 96, what lies behind them is widened too, into
 /// what is never multiplied.)
-///
-/// kScaled: each row times its factor in `scales`, of the tile.
-template <bool kScaled, int kHeadDim, class Operand>
+template <int kHeadDim, class Operand>
 __device__ __forceinline__ void widen_rows(const KvElement* loaded,
                                            const BoxLayout<num_panels(kHeadDim, 1)>& layout, int warp,
-                                           const float* scales, Operand* stage) {
+                                           Operand* stage) {
   constexpr int kPanels = num_panels(kHeadDim, sizeof(Operand));
   constexpr int kGroups = kWidenedRows / 8;
   constexpr int kChunks = kGroups * kPanels;  ///< of a lane
@@ -64,19 +62,8 @@ __device__ __forceinline__ void widen_rows(const KvElement* loaded,
       const int group = (first + i) / kPanels;
       const int panel = (first + i) % kPanels;
       const uint32_t offset = (panel * kStageKv + group * 8) * kPanelRowBytes;
-      uint2 pairs[4];
-      if constexpr (kScaled) {
-        const float scale = scales[warp * kWidenedRows + group * 8 + lane.row];
-        pairs[0] = ptx::widen_scaled<Operand>(bytes[i].x, scale);
-        pairs[1] = ptx::widen_scaled<Operand>(bytes[i].y, scale);
-        pairs[2] = ptx::widen_scaled<Operand>(bytes[i].z, scale);
-        pairs[3] = ptx::widen_scaled<Operand>(bytes[i].w, scale);
-      } else {
-        pairs[0] = ptx::widen<Operand>(bytes[i].x);
-        pairs[1] = ptx::widen<Operand>(bytes[i].y);
-        pairs[2] = ptx::widen<Operand>(bytes[i].z);
-        pairs[3] = ptx::widen<Operand>(bytes[i].w);
-      }
+      const uint2 pairs[4] = {ptx::widen<Operand>(bytes[i].x), ptx::widen<Operand>(bytes[i].y),
+                              ptx::widen<Operand>(bytes[i].z), ptx::widen<Operand>(bytes[i].w)};
       ptx::store_shared_16(to + offset, make_uint4(pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y));
       ptx::store_shared_16((to ^ 16) + offset, make_uint4(pairs[2].x, pairs[2].y, pairs[3].x, pairs[3].y));
     }
@@ -110,7 +97,7 @@ struct WidenedStream {
   Operand (&stages)[kWideStages][stage_elements<Operand>(kHeadDim)];
   BoxLayout<num_panels(kHeadDim, 1)> layout;
   float* scales;                    ///< of the loaded rows; null: they have none
-  float (*stage_scales)[kStageKv];  ///< where they go beside each stage; null: into its rows
+  float (*stage_scales)[kStageKv];  ///< where they go
 
   /// The tile that was asked for last, into the stage at `at`. Then there is room for the next.
   __device__ __forceinline__ void widen(const RingPosition<kWideStages>& at, int warp, int num_rows) const {
@@ -120,15 +107,12 @@ struct WidenedStream {
     // What is gathered has zeros there.
     if (!kGather && num_rows < kStageKv) clear_rows(loaded, scales, layout, warp, num_rows);
     ring.wait_empty(at);
-    if (kGroupScales && scales != nullptr && stage_scales != nullptr) {
+    if constexpr (kGroupScales) {
       const int row = warp * kWidenedRows + threadIdx.x % 32;
-      if (row < (warp + 1) * kWidenedRows) stage_scales[at.stage()][row] = scales[row];
+      if (row < (warp + 1) * kWidenedRows)
+        stage_scales[at.stage()][row] = scales != nullptr ? scales[row] : 1.f;
     }
-    if (kGroupScales && scales != nullptr && stage_scales == nullptr) {
-      widen_rows<true, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);
-    } else {
-      widen_rows<false, kHeadDim>(loaded, layout, warp, scales, stages[at.stage()]);
-    }
+    widen_rows<kHeadDim>(loaded, layout, warp, stages[at.stage()]);
     arrive_warp(&ring.full[at.stage()]);
   }
 };

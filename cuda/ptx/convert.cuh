@@ -2,8 +2,6 @@
 
 /// From e4m3 to 16-bit floats, exactly.
 
-#include "mma.cuh"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -43,17 +41,6 @@ __device__ __forceinline__ uint2 widen(uint32_t four) {
       : "r"(four));
   if constexpr (std::is_same_v<Element, __half>) return halves;
   return make_uint2(short_halves_to_bf16(halves.x), short_halves_to_bf16(halves.y));
-}
-
-/// The same, times a factor, rounded to the nearest.
-template <class Element>
-__device__ __forceinline__ uint2 widen_scaled(uint32_t four, float scale) {
-  const uint2 halves = widen<__half>(four);
-  const auto scaled = [scale](uint32_t pair) {
-    const float2 x = __half22float2(reinterpret_cast<const __half2&>(pair));
-    return pack<Element>(x.x * scale, x.y * scale);
-  };
-  return make_uint2(scaled(halves.x), scaled(halves.y));
 }
 
 /// And as the pairs 0 and 2, 1 and 3.

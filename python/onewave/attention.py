@@ -298,7 +298,7 @@ class BatchAttention:
             float32 [num_kv_heads], or for each group of page_size / num_groups consecutive tokens of a page, float32
             [num_pages or more, num_groups, num_kv_heads] (HND: heads before groups), with any strides; num_groups
             divides page_size. A row's k_scale is in its scores before the soft cap. On a GPU those of groups are for
-            head_dims up to 128 and pages of up to 32768 tokens, and a value times its v_scale is below 65504.
+            head_dims up to 128 and pages of up to 32768 tokens.
         sm_scale: in place of the plan's; a float or a float32 tensor of one element.
         return_lse: False: no lse is written, and None returned.
         natural_lse: the lse is in base e.
