@@ -290,7 +290,7 @@ def check_cache_of_fp8(path: Path) -> None:
     args.set_scales(0.0, 1.0, 1.0, 0, 0x7000, 0x8000, *by_page_and_head, 0, 0, 1, 1)
     step.attention.run(args, 0)
     launched = (ctypes.c_char * 896).in_dll(fake.library, "launch_params")
-    assert PARAMS.unpack_from(launched)[3] == 32
+    assert 1 << PARAMS.unpack_from(launched)[3] == 32  # tokens of a box: a warp's rows
     inverse = -(-(1 << 31) // 32)
     assert SCALE_STRIDES.unpack_from(launched, SCALE_STRIDES_OFFSET) == (2, 1, 1, inverse, 0, 0, 1, 0)
     request = MapRequest.in_dll(fake.library, "map_request")
