@@ -20,7 +20,7 @@ using Element = ONEWAVE_DTYPE;
 /// Columns of a row of Q and K, and of one of V and the output.
 inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM_QK;
 inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
-/// Whether K and V are e4m3 bytes, which are widened to Element: by the narrow consumers in registers, for
+/// Whether K and V are e4m3 bytes, which are widened to 16 bits: by the narrow consumers in registers, for
 /// the wide ones by the producer (widen.cuh).
 inline constexpr bool kWiden = ONEWAVE_KV_FP8 == 1;
 using KvElement = std::conditional_t<kWiden, ptx::E4M3, Element>;

@@ -8,10 +8,10 @@
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
+///   loader.load_scales(rows, kv_head, n, scales, strides, stage)   those of groups of tokens, if there are
+///   loader.arrive_scales(full)                                any: both before load_k() or load_v()
+///
 /// The gathering one wants to be told kIsInner and n again, and has load_kv(), which does both.
-///   loader.load_scales(rows, kv_head, n, scales, strides, stage, full)   where there are any of groups of
-///   tokens:
-///                                                              before load_k() or load_v()
 ///
 /// Keys past the item's kv_end arrive as zeros where the page (TMA) or the row (gather) lies past it; what is
 /// left of the last page is the consumers' to mask. So do those before the window of the tile's first row,
@@ -108,7 +108,6 @@ struct TmaLoader {
     load_boxes<kHeadDimVo>(grouped ? params.v_group_map : params.v_map, rows, kv_head, stage, full);
   }
 
-  /// All lanes, whether there are scales or not: their arrivals are counted.
   __device__ __forceinline__ void load_scales(const Rows& rows, int kv_head, uint32_t, const float* scales,
                                               const ScaleStrides& strides, float* stage) const {
     if (strides.group_inverse == 0) return;
@@ -130,6 +129,7 @@ struct TmaLoader {
           group_scale(scales, strides, valid ? page : 0, token, kv_head + (row >> head_keys_shift)), valid);
     }
   }
+  /// All lanes, whether there are scales or not: their arrivals are counted.
   __device__ __forceinline__ void arrive_scales(uint64_t* full) const {
     ptx::cp_async_mbarrier_arrive_noinc(ptx::shared_address(full));
   }

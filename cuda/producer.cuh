@@ -388,12 +388,11 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
       k.widen({n - 2}, warp, kStageKv);
     }
     if (next_tile.valid()) {
+      if constexpr (kGather) ptx::cp_async_wait_group<1>();
+      ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
       if constexpr (kGather) {
-        ptx::cp_async_wait_group<1>();
-        ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
         loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
       } else {
-        ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
         loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
       }
     }

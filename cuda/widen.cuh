@@ -17,7 +17,6 @@ namespace onewave {
 /// numbers differ in bits 0 and 2: so the swizzle keeps the 16-byte chunks apart that they read, four of each
 /// row side by side, and those that they write, every second one of each.
 struct WidenLane {
-  int row;
   uint32_t from;  ///< bytes from the first of the eight rows to the chunk; the lane's next is kNextChunk away
   uint32_t to;    ///< to the first of its two; the second is one XOR 16 away
 
@@ -26,7 +25,7 @@ struct WidenLane {
   __device__ __forceinline__ WidenLane() {
     const int lane = ptx::opaque(threadIdx.x) % 32;
     const int chunk = lane % 4;
-    row = lane / 8 ^ (lane / 4 % 2 * 5);
+    const int row = lane / 8 ^ (lane / 4 % 2 * 5);
     from = nth_chunk(first_chunk(row * kPanelRowBytes, row), chunk);
     to = nth_chunk(first_chunk(row * kPanelRowBytes, row), 2 * chunk);
   }

@@ -62,11 +62,6 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
                : "memory");
   return x;
 }
-__device__ __forceinline__ float load_shared_float(uint32_t address) {
-  float x;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
-  return x;
-}
 __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   uint2 x;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
