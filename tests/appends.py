@@ -140,6 +140,11 @@ class Append:
                 pages[1][page, position % page_size] = value[i]
         return cache.memory
 
+    def run_and_check(self) -> None:
+        expected = self.expected()
+        self.run()
+        self.check(expected)
+
     def check(self, expected: tuple[torch.Tensor, ...]) -> None:
         for part, (memory, wanted) in enumerate(zip(self.cache.memory, expected, strict=True)):
             is_wrong = bits(memory.cpu()) != bits(wanted)

@@ -62,9 +62,7 @@ def test_rows_land_in_their_pages_and_nowhere_else(
     append = random_append(
         old_lens, new_lens, seed, page_size=page_size, head_dim=8, layout=layout, num_padding_rows=3
     )
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @pytest.mark.parametrize(
@@ -73,9 +71,7 @@ def test_rows_land_in_their_pages_and_nowhere_else(
 )
 def test_types_and_head_dims(dtype: torch.dtype, head_dim: int) -> None:
     append = random_append([5, 0, 90], [1, 33, 7], 2, dtype=dtype, head_dim=head_dim)
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -92,18 +88,14 @@ def test_rows_are_quantised_to_fp8(dtype: torch.dtype, scales: str) -> None:
             num_padding_rows=3,
             scales=scales,
         )
-        expected = append.expected()
-        append.run()
-        append.check(expected)
+        append.run_and_check()
 
 
 def test_the_nearest_of_fp8() -> None:
     hard = hard_elements()
     append = random_append([0], [len(hard)], 1, dtype=torch.float32, kv_dtype=FP8)
     append = append.with_(append_key=hard, append_value=-hard)
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -112,9 +104,7 @@ def test_rows_of_fp8_are_copied(layout: str) -> None:
     append = random_append([3], [4], 1, dtype=FP8, layout=layout, page_size=5)
     codes = torch.arange(512).to(torch.uint8).view(FP8).view(4, 2, 64)
     append = append.with_(append_key=codes, append_value=codes.flip(0))
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @pytest.mark.parametrize("scales", [name for name in SCALES if name != "none"])
@@ -136,17 +126,13 @@ def test_values_of_another_head_dim(head_dim: int, head_dim_vo: int, layout: str
     append = random_append(
         [5, 0, 90], [1, 33, 7], 2, head_dim=head_dim, head_dim_vo=head_dim_vo, layout=layout
     )
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @pytest.mark.parametrize("name", SKIPPED)
 def test_rows_without_a_place_are_skipped(name: str) -> None:
     append = skipping_append(name)
-    expected = append.expected()
-    append.run()
-    append.check(expected)
+    append.run_and_check()
 
 
 @given(lens=LENS, num_padding_rows=st.integers(0, 4))
