@@ -50,7 +50,7 @@ const PlanHeader* plan_header(const nb::bytes& plan) {
 BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, int32_t batch_size,
                      uintptr_t qo_indptr, uintptr_t kv_indptr, uintptr_t kv_len_arr, uintptr_t kv_indices,
                      int32_t block_table_width, int64_t block_table_stride, uintptr_t actual_kv_len_arr,
-                     const MaskSpec& masks) {
+                     const MaskSpec& masks, uintptr_t prefix_groups, int32_t num_prefix_groups) {
   return {
       .shape = shape,
       .causal = causal,
@@ -64,6 +64,8 @@ BatchSpec batch_spec(const AttentionShape& shape, bool causal, float sm_scale, i
       .block_table_stride = block_table_stride,
       .actual_kv_len_arr = pointer<const int32_t>(actual_kv_len_arr),
       .masks = masks,
+      .prefix_groups = pointer<const PrefixGroup>(prefix_groups),
+      .num_prefix_groups = num_prefix_groups,
   };
 }
 
@@ -88,7 +90,8 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
                               uintptr_t kv_len_arr, uintptr_t kv_indices, const CostModel* costs,
                               int32_t block_table_width, int64_t block_table_stride,
                               uintptr_t actual_kv_len_arr, int32_t window_left, float logits_soft_cap,
-                              uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr) {
+                              uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr,
+                              uintptr_t prefix_groups, int32_t num_prefix_groups) {
   struct alignas(kPlanAlignment) Block {
     std::byte bytes[kPlanAlignment];
   };
@@ -96,22 +99,24 @@ nb::bytes plan_batch_to_bytes(const PlanLimits& limits, const AttentionShape& sh
   const auto buffer = std::make_unique_for_overwrite<Block[]>(capacity / sizeof(Block) + 1);
   MaskSpec masks = mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr);
   masks.window_left = window_left;
-  const BatchSpec batch =
-      batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr, kv_indices,
-                 block_table_width, block_table_stride, actual_kv_len_arr, masks);
+  const BatchSpec batch = batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
+                                     kv_indices, block_table_width, block_table_stride, actual_kv_len_arr,
+                                     masks, prefix_groups, num_prefix_groups);
   std::optional<CostModel> fallback;
   return to_bytes(plan_batch(batch, limits, costs_or_default(costs, shape, fallback), buffer.get()));
 }
 
 std::vector<double> predict_item_bytes(const nb::bytes& plan, const AttentionShape& shape, int32_t batch_size,
-                                       uintptr_t qo_indptr, const CostModel* costs) {
+                                       uintptr_t qo_indptr, const CostModel* costs, uintptr_t prefix_groups,
+                                       int32_t num_prefix_groups) {
   const PlanHeader* header = plan_header(plan);
   if (header->batch_size != batch_size) {
     throw InvalidArgument("plan: it is of " + std::to_string(header->batch_size) + " requests, not of " +
                           std::to_string(batch_size));
   }
   std::vector<double> us(header->num_items);
-  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0, 0, {});
+  const BatchSpec batch = batch_spec(shape, true, 1, batch_size, qo_indptr, 0, 0, 0, 0, 0, 0, {},
+                                     prefix_groups, num_prefix_groups);
   std::optional<CostModel> fallback;
   predict_items(header, batch, costs_or_default(costs, shape, fallback), us.data());
   return us;
@@ -150,12 +155,14 @@ struct BoundAttention {
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
             uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream, int32_t block_table_width,
             int64_t block_table_stride, uintptr_t actual_kv_len_arr, std::vector<int32_t> window_lefts,
-            float logits_soft_cap, uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr) {
+            float logits_soft_cap, uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr,
+            uintptr_t prefix_groups, int32_t num_prefix_groups) {
     // What the limits' num_windows are: too many would do no harm, too few would be read past.
     window_lefts.resize(static_cast<size_t>(num_windows), -1);
     attention->plan(batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
                                kv_indices, block_table_width, block_table_stride, actual_kv_len_arr,
-                               mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr)),
+                               mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr),
+                               prefix_groups, num_prefix_groups),
                     pointer<void>(stream), window_lefts.data());
   }
 
@@ -199,23 +206,23 @@ nb::tuple record_layout(size_t size, Fields... fields) {
 }
 
 nb::tuple header_layout() {
-  return record_layout(sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic),
-                       ONEWAVE_FIELD(PlanHeader, version), ONEWAVE_FIELD(PlanHeader, num_bytes),
-                       ONEWAVE_FIELD(PlanHeader, num_ctas), ONEWAVE_FIELD(PlanHeader, num_items),
-                       ONEWAVE_FIELD(PlanHeader, wide_begin), ONEWAVE_FIELD(PlanHeader, num_split_tiles),
-                       ONEWAVE_FIELD(PlanHeader, num_partial_rows), ONEWAVE_FIELD(PlanHeader, ctas_offset),
-                       ONEWAVE_FIELD(PlanHeader, items_offset), ONEWAVE_FIELD(PlanHeader, split_tiles_offset),
-                       ONEWAVE_FIELD(PlanHeader, counters_offset), ONEWAVE_FIELD(PlanHeader, num_narrow_ctas),
-                       ONEWAVE_FIELD(PlanHeader, num_first_items), ONEWAVE_FIELD(PlanHeader, num_draws),
-                       ONEWAVE_FIELD(PlanHeader, item_bounds_offset),
-                       ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
-                       ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
-                       ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
-                       ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim_qk),
-                       ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
-                       ONEWAVE_FIELD(PlanHeader, sm_scale_log2), ONEWAVE_FIELD(PlanHeader, logits_soft_cap),
-                       ONEWAVE_FIELD(PlanHeader, mask_tiles_offset),
-                       ONEWAVE_FIELD(PlanHeader, mask_rows_offset), ONEWAVE_FIELD(PlanHeader, is_masked));
+  return record_layout(
+      sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic), ONEWAVE_FIELD(PlanHeader, version),
+      ONEWAVE_FIELD(PlanHeader, num_bytes), ONEWAVE_FIELD(PlanHeader, num_ctas),
+      ONEWAVE_FIELD(PlanHeader, num_items), ONEWAVE_FIELD(PlanHeader, wide_begin),
+      ONEWAVE_FIELD(PlanHeader, num_split_tiles), ONEWAVE_FIELD(PlanHeader, num_partial_rows),
+      ONEWAVE_FIELD(PlanHeader, ctas_offset), ONEWAVE_FIELD(PlanHeader, items_offset),
+      ONEWAVE_FIELD(PlanHeader, split_tiles_offset), ONEWAVE_FIELD(PlanHeader, counters_offset),
+      ONEWAVE_FIELD(PlanHeader, num_narrow_ctas), ONEWAVE_FIELD(PlanHeader, num_first_items),
+      ONEWAVE_FIELD(PlanHeader, num_draws), ONEWAVE_FIELD(PlanHeader, item_bounds_offset),
+      ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
+      ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
+      ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
+      ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim_qk),
+      ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
+      ONEWAVE_FIELD(PlanHeader, sm_scale_log2), ONEWAVE_FIELD(PlanHeader, logits_soft_cap),
+      ONEWAVE_FIELD(PlanHeader, mask_tiles_offset), ONEWAVE_FIELD(PlanHeader, mask_rows_offset),
+      ONEWAVE_FIELD(PlanHeader, links_offset), ONEWAVE_FIELD(PlanHeader, is_masked));
 }
 
 nb::tuple work_item_layout() {
@@ -240,7 +247,9 @@ nb::dict plan_layout() {
       sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin), ONEWAVE_FIELD(SplitTile, row_begin),
       ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
       ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
-      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta));
+      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta),
+      ONEWAVE_FIELD(SplitTile, link_begin), ONEWAVE_FIELD(SplitTile, num_prefixes),
+      ONEWAVE_FIELD(SplitTile, first_member), ONEWAVE_FIELD(SplitTile, num_members));
   layout["ItemBounds"] =
       record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
                     ONEWAVE_FIELD(ItemBounds, window_shift), ONEWAVE_FIELD(ItemBounds, kv_begin),
@@ -266,16 +275,18 @@ void bind_enums(nb::module_& m) {
 
 void bind_planner(nb::module_& m) {
   nb::class_<PlanLimits>(m, "PlanLimits")
-      .def(nb::init<int32_t, int32_t, int32_t, int32_t, SplitPolicy, int32_t, int32_t>(), "max_batch_size"_a,
-           "max_total_qo_len"_a, "max_kv_len"_a, "num_ctas"_a, "split_policy"_a = SplitPolicy::kBalanced,
-           "num_windows"_a = 1, "max_mask_bytes"_a = 0)
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t, SplitPolicy, int32_t, int32_t, int32_t>(),
+           "max_batch_size"_a, "max_total_qo_len"_a, "max_kv_len"_a, "num_ctas"_a,
+           "split_policy"_a = SplitPolicy::kBalanced, "num_windows"_a = 1, "max_mask_bytes"_a = 0,
+           "max_shared_qo_len"_a = 0)
       .def_ro("max_batch_size", &PlanLimits::max_batch_size)
       .def_ro("max_total_qo_len", &PlanLimits::max_total_qo_len)
       .def_ro("max_kv_len", &PlanLimits::max_kv_len)
       .def_ro("num_ctas", &PlanLimits::num_ctas)
       .def_ro("split_policy", &PlanLimits::split_policy)
       .def_ro("num_windows", &PlanLimits::num_windows)
-      .def_ro("max_mask_bytes", &PlanLimits::max_mask_bytes);
+      .def_ro("max_mask_bytes", &PlanLimits::max_mask_bytes)
+      .def_ro("max_shared_qo_len", &PlanLimits::max_shared_qo_len);
   nb::class_<AttentionShape>(m, "AttentionShape")
       .def(
           "__init__",
@@ -309,9 +320,9 @@ void bind_planner(nb::module_& m) {
         "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "costs"_a = nb::none(),
         "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0,
         "window_left"_a = -1, "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0, "custom_mask"_a = 0,
-        "mask_indptr"_a = 0);
+        "mask_indptr"_a = 0, "prefix_groups"_a = 0, "num_prefix_groups"_a = 0);
   m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
-        "costs"_a = nb::none());
+        "costs"_a = nb::none(), "prefix_groups"_a = 0, "num_prefix_groups"_a = 0);
   m.def("plan_layout", &plan_layout);
 }
 
@@ -480,7 +491,7 @@ void bind_device(nb::module_& m) {
            "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a,
            "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0,
            "window_lefts"_a = std::vector<int32_t>(), "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0,
-           "custom_mask"_a = 0, "mask_indptr"_a = 0)
+           "custom_mask"_a = 0, "mask_indptr"_a = 0, "prefix_groups"_a = 0, "num_prefix_groups"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)
       .def("update_kv_lens", &BoundAttention::update_kv_lens, nb::call_guard<nb::gil_scoped_release>(),

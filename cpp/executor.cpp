@@ -72,7 +72,9 @@ class Execution {
     // A plan from which a merge record was taken has no place for the partials of its items.
     if (item.split_tile >= header_.num_split_tiles) return;
     for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);
-    if (item.split_tile >= 0) finish_split(item.split_tile, scratch);
+    if (item.split_tile < 0) return;
+    const int32_t num_tiles = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
+    for (int32_t i = 0; i < num_tiles; ++i) finish_split(item.split_tile + i, scratch);
   }
 
  private:
@@ -189,7 +191,8 @@ class Execution {
   }
 
   void store_partials(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
-    const SplitTile& tile = split_tiles_[item.split_tile];
+    const SplitTile& tile =
+        split_tiles_[item.split_tile + (kv_head - item.kv_head_begin) / item.heads_per_step];
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const int64_t target = partial_row(tile, kv_head, item.split_idx, row);
       const float* source = &scratch.out[static_cast<size_t>(row) * header_.head_dim_vo];
@@ -201,31 +204,60 @@ class Execution {
     }
   }
 
-  /// Counts the split whose partials are stored; the last merges.
+  /// Whether it is the last.
+  bool count_arrival(int32_t split_tile) {
+    return arrivals_[split_tile].fetch_add(1, std::memory_order_acq_rel) + 1 ==
+           num_arrivals(split_tiles_[split_tile]);
+  }
+
+  /// Counts the split whose partials are stored; the last merges, or where it is a prefix counts it for its
+  /// members.
   void finish_split(int32_t split_tile, TileScratch& scratch) {
+    if (!count_arrival(split_tile)) return;
     const SplitTile& tile = split_tiles_[split_tile];
-    if (arrivals_[split_tile].fetch_add(1, std::memory_order_acq_rel) + 1 < tile.num_splits) return;
-    for (int32_t head = tile.kv_head_begin; head < tile.kv_head_end; ++head) merge(tile, head, scratch);
+    if (tile.num_members == 0) return merge(tile, scratch);
+    for (int32_t i = 0; i < tile.num_members; ++i) {
+      const int32_t member = tile.first_member + i * header_.num_kv_heads;
+      if (count_arrival(member)) merge(split_tiles_[member], scratch);
+    }
+  }
+
+  /// Those of a tile's row: of its prefixes, and then its own.
+  template <class Visit>
+  void for_each_partial_row(const SplitTile& tile, int32_t kv_head, int32_t row, const Visit& visit) const {
+    const auto* links = plan_section<int32_t>(&header_, header_.links_offset) + tile.link_begin;
+    const auto first_row = [&](const SplitTile& of) {
+      return int64_t{of.q_token_begin} * header_.group_size + of.row_begin;
+    };
+    for (int32_t i = 0; i < tile.num_prefixes; ++i) {
+      const SplitTile& prefix = split_tiles_[links[i] + kv_head];
+      const auto prefix_row = static_cast<int32_t>(first_row(tile) - first_row(prefix)) + row;
+      for (int32_t split = 0; split < prefix.num_splits; ++split)
+        visit(partial_row(prefix, kv_head, split, prefix_row));
+    }
+    for (int32_t split = 0; split < tile.num_splits; ++split) visit(partial_row(tile, kv_head, split, row));
   }
 
   /// lse = log2(sum_s 2^lse_s), out = sum_s 2^(lse_s - lse) out_s, with s in the order of the plan, so that
   /// the result does not depend on which thread was last.
-  void merge(const SplitTile& tile, int32_t kv_head, TileScratch& scratch) const {
+  void merge(const SplitTile& tile, TileScratch& scratch) const {
+    for (int32_t head = tile.kv_head_begin; head < tile.kv_head_end; ++head) merge_head(tile, head, scratch);
+  }
+
+  void merge_head(const SplitTile& tile, int32_t kv_head, TileScratch& scratch) const {
     float* sum = scratch.out.data();
     for (int32_t row = 0; row < tile.num_rows; ++row) {
       float max_lse = kMinusInfinity;
-      for (int32_t split = 0; split < tile.num_splits; ++split) {
-        max_lse = std::max(max_lse, partial_lse_[partial_row(tile, kv_head, split, row)]);
-      }
+      for_each_partial_row(tile, kv_head, row,
+                           [&](int64_t source) { max_lse = std::max(max_lse, partial_lse_[source]); });
       const float reference = max_lse == kMinusInfinity ? 0.0f : max_lse;
       float total = 0.0f;
       std::fill_n(sum, header_.head_dim_vo, 0.0f);
-      for (int32_t split = 0; split < tile.num_splits; ++split) {
-        const int64_t source = partial_row(tile, kv_head, split, row);
+      for_each_partial_row(tile, kv_head, row, [&](int64_t source) {
         const float weight = std::exp2(partial_lse_[source] - reference);
         total += weight;
         add_vector_matrix(&weight, &partial_out_[source * header_.head_dim_vo], 1, header_.head_dim_vo, sum);
-      }
+      });
       const QueryRow target = query_row(tile.q_token_begin, tile.row_begin + row, kv_head);
       const RowEnd end = finish_row(reference, total, sink_of(target));
       store_row(target, sum, end.out_scale, end.lse);

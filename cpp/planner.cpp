@@ -11,6 +11,7 @@
 #include "planner_internal.h"
 #include "planner_line.h"
 #include "planner_masks.h"
+#include "planner_prefixes.h"
 #include "planner_wide.h"
 
 namespace onewave {
@@ -28,16 +29,15 @@ struct Scratch {
   WideScratch wide;
   Schedule schedule;
   PlanMasks masks;
+  Prefixes prefixes;
 };
-
-/// Of the tiles of a request of so many packed rows.
-WideClass wide_class(int32_t num_rows) { return num_rows <= kWideTileQ ? kWideAlone : kWideShared; }
 
 /// Where the sections of a plan lie.
 struct PlanSections {
   int64_t ctas_offset;
   int64_t items_offset;
   int64_t split_tiles_offset;
+  int64_t links_offset;
   int64_t item_bounds_offset;
   int64_t mask_tiles_offset;
   int64_t mask_rows_offset;
@@ -45,16 +45,17 @@ struct PlanSections {
   int64_t end;
 };
 
-PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, bool has_bounds,
-                           int64_t mask_tile_bytes, int64_t mask_row_bytes) {
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, int64_t num_links,
+                           bool has_bounds, int64_t mask_tile_bytes, int64_t mask_row_bytes) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
   sections.ctas_offset = kCtasOffset;
   sections.items_offset = sections.ctas_offset + align_up(num_ctas * sizeof(CtaRecord), kPlanAlignment);
   sections.split_tiles_offset =
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
-  sections.item_bounds_offset =
+  sections.links_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
+  sections.item_bounds_offset = sections.links_offset + align_up(num_links * sizeof(int32_t), kPlanAlignment);
   sections.mask_tiles_offset = sections.item_bounds_offset +
                                (has_bounds ? align_up(num_items * sizeof(ItemBounds), kPlanAlignment) : 0);
   sections.mask_rows_offset = sections.mask_tiles_offset + align_up(mask_tile_bytes, kPlanAlignment);
@@ -75,6 +76,10 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 ///
 /// With fixed splits a narrow request's kv heads are an item for each chunk, and a split tile for all of
 /// them.
+///
+/// Shared prefixes. A member has a query token or more, and a prefix's tile a member or more: each is at most
+/// an item and a split tile for each kv head. Links are one for each member and group, and one for each row
+/// of a prefix.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;
@@ -86,33 +91,38 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   if (limits.split_policy == SplitPolicy::kFixed) {
     const int64_t max_units = max_narrow * shape.num_kv_heads;
     const int64_t max_chunks = max_units * ChunkRule(limits, shape).most_chunks();
-    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, true, 0,
+    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, 0, true, 0,
                          limits.max_mask_bytes);
   }
-  const int64_t max_items = max_narrow + max_wide_items + 3 * max_boundaries;
-  return plan_sections(limits.num_ctas, max_items, max_boundaries, true, 0, limits.max_mask_bytes);
+  const int64_t max_shared = limits.max_shared_qo_len;
+  const int64_t max_prefix_units = max_shared * shape.num_kv_heads;
+  const int64_t max_items = max_narrow + max_wide_items + max_prefix_units + 3 * max_boundaries;
+  return plan_sections(limits.num_ctas, max_items, max_boundaries + 2 * max_prefix_units,
+                       max_shared * (1 + group_size), true, 0, limits.max_mask_bytes);
 }
 
 bool is_causal(const BatchSpec& batch, int32_t request) {
   return batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
 }
 
-/// Which keys the rows of a tile see. `token_end`: behind the tile's last query token, counted from the
-/// request's first.
-void set_keys(const BatchSpec& batch, int32_t token_end, PlanMasks& masks, WorkItem& tile) {
+/// Which keys the rows of a tile see, and it is to read. `token_end`: behind the tile's last query token,
+/// counted from the request's first. `num_shared_keys`: that are read for it, which it sees.
+void set_keys(const BatchSpec& batch, int32_t token_end, int32_t num_shared_keys, PlanMasks& masks,
+              WorkItem& tile) {
   const int32_t request = tile.request;
   const int32_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
   const int32_t kv_len = batch.kv_len_arr[request];
   const int32_t token_begin = tile.row_begin / (batch.shape.num_qo_heads / batch.shape.num_kv_heads);
   if (has_custom_mask(batch, request)) {
     tile.mask_begin = static_cast<int32_t>(masks.tiles.size());
-    tile.kv_end = add_mask_tiles(batch, request, token_begin, token_end, masks);
+    tile.kv_end = add_mask_tiles(batch, request, token_begin, token_end, num_shared_keys, masks);
     tile.causal_shift = tile.kv_end;
     return;
   }
   // A shift by kv_len puts the mask behind the last key for every row.
   tile.causal_shift = is_causal(batch, request) ? kv_len - qo_len : kv_len;
   tile.kv_end = static_cast<int32_t>(std::clamp<int64_t>(int64_t{tile.causal_shift} + token_end, 0, kv_len));
+  tile.kv_begin = num_shared_keys;
   if (batch.masks.window_left < 0) return;
   const int64_t window_shift = int64_t{kv_len} - qo_len - batch.masks.window_left;
   tile.window_shift = static_cast<int32_t>(std::max<int64_t>(window_shift, kNoWindow + 1));
@@ -131,6 +141,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
   const int32_t num_rows = qo_len * group_size;
   const bool is_narrow = num_rows <= kNarrowTileQ;
   const int32_t tile_q = is_narrow ? kNarrowTileQ : kWideTileQ;
+  const int32_t num_shared_keys = scratch.prefixes.num_shared_keys(request);
   for (int32_t tile = (num_rows + tile_q - 1) / tile_q - 1; tile >= 0; --tile) {
     const int32_t row_begin = tile * tile_q;
     const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(num_rows, int64_t{row_begin} + tile_q));
@@ -151,10 +162,11 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
         .split_tile = -1,
         .split_idx = 0,
     };
-    set_keys(batch, (row_end - 1) / group_size + 1, scratch.masks, whole);
+    set_keys(batch, (row_end - 1) / group_size + 1, num_shared_keys, scratch.masks, whole);
     const bool has_keys = whole.kv_end > whole.kv_begin;
     std::vector<Tile>& tiles = is_narrow || !has_keys ? scratch.narrow_tiles : scratch.wide_tiles;
     tiles.push_back({whole, is_narrow ? row_class(whole.num_rows) : wide_class(num_rows)});
+    if (num_shared_keys > 0) scratch.prefixes.add_member(batch, tiles.back(), scratch.schedule);
   }
 }
 
@@ -165,7 +177,9 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.masks.tiles.clear();
   scratch.masks.rows.clear();
   scratch.schedule.reset(limits.num_ctas);
+  scratch.prefixes.start(batch);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
+  scratch.prefixes.add_tiles(batch, scratch.narrow_tiles, scratch.wide_tiles, scratch.schedule);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
   if (limits.split_policy == SplitPolicy::kFixed) {
     const ChunkRule rule(limits, batch.shape);
@@ -175,6 +189,7 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
     choose_heads_per_step(batch.shape, wide_work, costs, limits.num_ctas, scratch.narrow_tiles);
     schedule_narrow(scratch.narrow_tiles, wide_work, costs, nullptr, scratch.schedule);
     schedule_wide(scratch.wide_tiles, wide_work, costs, true, scratch.wide, scratch.schedule);
+    scratch.prefixes.place_partials(scratch.schedule);
   }
 }
 
@@ -217,6 +232,22 @@ std::pair<int32_t, int32_t> write_items(const Schedule& schedule, double launch_
   return {num_first_items, num_working};
 }
 
+const SplitTile* split_tile_of(const PlanHeader& header, const WorkItem& item) {
+  if (item.split_tile < 0) return nullptr;
+  return plan_section<SplitTile>(&header, header.split_tiles_offset) + item.split_tile;
+}
+
+bool is_of_prefix(const PlanHeader& header, const WorkItem& item) {
+  const SplitTile* tile = split_tile_of(header, item);
+  return tile != nullptr && tile->num_members > 0;
+}
+
+/// A prefix or a member of one.
+bool is_merged(const PlanHeader& header, const WorkItem& item) {
+  const SplitTile* tile = split_tile_of(header, item);
+  return tile != nullptr && (tile->num_members > 0 || tile->num_prefixes > 0);
+}
+
 void write_bounds(const BatchSpec& batch, const PlanHeader& header, ItemBounds* bounds) {
   const auto* items = plan_section<WorkItem>(&header, header.items_offset);
   for (int32_t i = 0; i < header.num_items; ++i) {
@@ -225,7 +256,7 @@ void write_bounds(const BatchSpec& batch, const PlanHeader& header, ItemBounds* 
                  .window_shift = item.window_shift,
                  .kv_begin = item.kv_begin,
                  .kv_end = item.kv_end,
-                 .kv_len = batch.kv_len_arr[item.request]};
+                 .kv_len = is_of_prefix(header, item) ? item.causal_shift : batch.kv_len_arr[item.request]};
   }
 }
 
@@ -236,13 +267,15 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
   const bool has_bounds = batch.actual_kv_len_arr != nullptr;
   const PlanMasks& masks = scratch.masks;
-  const PlanSections sections = plan_sections(num_ctas, num_items, num_split_tiles, has_bounds,
-                                              static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
-                                              static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
+  const std::vector<int32_t>& links = scratch.prefixes.links();
+  const PlanSections sections =
+      plan_sections(num_ctas, num_items, num_split_tiles, static_cast<int64_t>(links.size()), has_bounds,
+                    static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
+                    static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
   // What lies between sections: equal batches have equal plans, to the byte.
-  for (const int64_t end : {sections.split_tiles_offset, sections.item_bounds_offset,
+  for (const int64_t end : {sections.split_tiles_offset, sections.links_offset, sections.item_bounds_offset,
                             sections.mask_tiles_offset, sections.mask_rows_offset, sections.counters_offset})
     std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
   const auto [num_first_items, num_working] = write_items(
@@ -281,11 +314,14 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .logits_soft_cap = batch.masks.logits_soft_cap,
       .mask_tiles_offset = static_cast<uint32_t>(sections.mask_tiles_offset),
       .mask_rows_offset = static_cast<uint32_t>(sections.mask_rows_offset),
+      .links_offset = static_cast<uint32_t>(sections.links_offset),
       .is_masked = batch.masks.window_left >= 0 || batch.masks.logits_soft_cap > 0 ||
                    batch.masks.custom_mask != nullptr,
+      .reserved = 0,
   };
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
+  std::copy(links.begin(), links.end(), reinterpret_cast<int32_t*>(bytes + sections.links_offset));
   if (has_bounds)
     write_bounds(batch, *header, reinterpret_cast<ItemBounds*>(bytes + sections.item_bounds_offset));
   std::copy(masks.tiles.begin(), masks.tiles.end(),
@@ -307,22 +343,35 @@ void Schedule::reset(int32_t num_ctas) {
   num_narrow_ctas = 0;
 }
 
-void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
-  split_tiles.push_back({
+SplitTile split_tile_of(const Tile& tile, int32_t kv_head) {
+  return {
       .q_token_begin = tile.q_token_begin,
       .row_begin = tile.row_begin,
       .num_rows = tile.num_rows,
       .kv_head_begin = kv_head,
       .kv_head_end = kv_head + tile.heads_per_step,
       .num_splits = 0,
-      .partial_row_begin = num_partial_rows,
+      .partial_row_begin = 0,
       .is_of_one_cta = 0,
-  });
+      .link_begin = 0,
+      .num_prefixes = 0,
+      .first_member = 0,
+      .num_members = 0,
+  };
+}
+
+void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
+  num_pieces_ = 0;
+  if (tile.split_tile >= 0) return;  // Prefixes::place_partials() counts its pieces
+  split_tiles.push_back(split_tile_of(tile, kv_head));
+  split_tiles.back().partial_row_begin = num_partial_rows;
 }
 
 void Schedule::add_split(WorkItem& item) {
+  item.split_idx = num_pieces_++;
+  if (item.split_tile >= 0) return;
   item.split_tile = static_cast<int32_t>(split_tiles.size()) - 1;
-  item.split_idx = split_tiles.back().num_splits++;
+  ++split_tiles.back().num_splits;
   num_partial_rows += item.num_rows * item.heads_per_step;
 }
 
@@ -336,7 +385,11 @@ WorkspaceLayout workspace_layout(const PlanLimits& limits, const AttentionShape&
   planner::check_plan_bytes(plan_bytes);
   const bool is_fixed = limits.split_policy == SplitPolicy::kFixed;
   const int64_t rows_per_cta = is_fixed ? planner::kFixedPartialRowsPerCta : planner::kPartialRowsPerCta;
-  const int64_t max_partial_rows = rows_per_cta * limits.num_ctas;
+  // A member's rows of its own, and those of each of its prefixes.
+  const int64_t max_shared = is_fixed ? 0 : limits.max_shared_qo_len;
+  const int64_t shared_rows = 2 * max_shared * shape.num_qo_heads;
+  const int64_t max_partial_rows = rows_per_cta * limits.num_ctas + shared_rows;
+  planner::check_partial_rows(max_partial_rows);
   const int64_t lse_offset = planner::align_up(plan_bytes * limits.num_windows, kRegionAlignment);
   const int64_t lse_bytes = max_partial_rows * static_cast<int64_t>(sizeof(float));
   const int64_t out_offset = planner::align_up(lse_offset + lse_bytes, kRegionAlignment);
@@ -356,6 +409,7 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, c
   thread_local planner::Scratch scratch;
   planner::make_schedule(batch, limits, costs, scratch);
   planner::check_mask_bytes(scratch.masks, limits);
+  planner::check_shared_qo_len(scratch.prefixes.shared_qo_len(), limits);
   return planner::write_plan(batch, costs.launch_us(), scratch, buffer);
 }
 
@@ -364,11 +418,20 @@ void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostMod
   const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
   const KindCosts narrow = narrow_unit_costs(costs, std::max(plan->num_narrow_ctas, 1));
   const KindCosts wide = wide_unit_costs(costs, plan->num_ctas, plan->num_narrow_ctas);
+  Prefixes prefixes;
+  prefixes.start(batch);
+  const auto class_of = [&](const WorkItem& item, bool is_narrow) -> int32_t {
+    if (is_narrow) return row_class(item.num_rows);
+    if (is_of_prefix(*plan, item)) return prefixes.wide_class(item.request, item.kv_begin);
+    const int32_t qo_len = batch.qo_indptr[item.request + 1] - batch.qo_indptr[item.request];
+    return wide_class(int64_t{qo_len} * plan->group_size);
+  };
   for (int32_t i = 0; i < plan->num_items; ++i) {
     const WorkItem& item = items[i];
-    const int32_t qo_len = batch.qo_indptr[item.request + 1] - batch.qo_indptr[item.request];
-    const UnitCosts& unit =
-        i < plan->wide_begin ? narrow[row_class(item.num_rows)] : wide[wide_class(qo_len * plan->group_size)];
+    const bool is_narrow = i < plan->wide_begin;
+    const int32_t own_class = class_of(item, is_narrow);
+    const int32_t cost_class = is_merged(*plan, item) ? merged_class(own_class) : own_class;
+    const UnitCosts& unit = (is_narrow ? narrow : wide)[cost_class];
     us[i] = num_units(item) * unit.whole_us(num_steps(item)) + (item.split_tile >= 0 ? unit.split_us : 0);
   }
 }

@@ -8,6 +8,7 @@
 #include "fail.h"
 #include "planner_internal.h"
 #include "planner_masks.h"
+#include "planner_prefixes.h"
 
 namespace onewave::planner {
 namespace {
@@ -92,6 +93,7 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape) {
   check_range("num_ctas", limits.num_ctas, 1, kMaxNumCtas);
   check_range("num_windows", limits.num_windows, 1, kMaxNumWindows);
   check_range("max_mask_bytes", limits.max_mask_bytes, 0, kMaxMaskBytes);
+  check_range("max_shared_qo_len", limits.max_shared_qo_len, 0, kMaxSharedQoLen);
   check_range("num_kv_heads", shape.num_kv_heads, 1, kMaxNumHeads);
   check_range("num_qo_heads", shape.num_qo_heads, 1, kMaxNumHeads);
   if (shape.num_qo_heads % shape.num_kv_heads != 0) {
@@ -125,6 +127,7 @@ void check_batch(const BatchSpec& batch, const PlanLimits& limits) {
   check_page_table(batch);
   for (int32_t i = 0; i < batch.batch_size; ++i) check_request(batch, limits, i);
   check_masks(batch, limits);
+  check_prefix_groups(batch, limits);
   const int32_t total_qo_len = batch.qo_indptr[batch.batch_size];
   if (total_qo_len > limits.max_total_qo_len) {
     fail("qo_indptr[", batch.batch_size, "] is ", total_qo_len,
@@ -139,6 +142,20 @@ void check_mask_bytes(const PlanMasks& masks, const PlanLimits& limits) {
   if (wanted > static_cast<size_t>(limits.max_mask_bytes)) {
     fail("custom_mask takes ", wanted,
          " bytes of the plan, it must be at most max_mask_bytes = ", limits.max_mask_bytes);
+  }
+}
+
+void check_shared_qo_len(int64_t shared_qo_len, const PlanLimits& limits) {
+  if (shared_qo_len > limits.max_shared_qo_len) {
+    fail("prefix_groups has ", shared_qo_len,
+         " query tokens, it must have at most max_shared_qo_len = ", limits.max_shared_qo_len);
+  }
+}
+
+void check_partial_rows(int64_t max_partial_rows) {
+  if (max_partial_rows > INT32_MAX) {
+    fail("max_shared_qo_len makes partial results of up to ", max_partial_rows,
+         " rows, they must be at most ", INT32_MAX);
   }
 }
 

@@ -2,7 +2,8 @@
 
 /// What the parts of the planner hand to each other. Three steps, each a function of the one before:
 ///
-///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide
+///   tiles      planner.cpp cuts each request into tiles of packed rows, narrow or wide;
+///              planner_prefixes.h adds those of shared prefixes
 ///   schedule   planner_narrow.cpp gives (tile, kv heads, keys) to CTAs, with the line of planner_line.h or
 ///              the chunks of planner_chunks.h; planner_wide.cpp puts them into the queue, in the turns of
 ///              planner_sections.h or with the line
@@ -34,6 +35,7 @@ inline constexpr int32_t kHeadDimStep = 32;
 inline constexpr int32_t kMaxHeadDim = 256;
 inline constexpr int32_t kMaxNumWindows = 16;
 inline constexpr int32_t kMaxMaskBytes = 1 << 26;
+inline constexpr int32_t kMaxSharedQoLen = 1 << 16;
 /// Of the largest plan within the limits: while it is made, the planner holds a few times as much.
 inline constexpr int64_t kMaxPlanBytes = 1 << 27;
 
@@ -42,6 +44,8 @@ void check_limits(const PlanLimits& limits, const AttentionShape& shape);
 void check_batch(const BatchSpec& batch, const PlanLimits& limits);
 void check_plan_bytes(int64_t plan_bytes);
 void check_mask_bytes(const PlanMasks& masks, const PlanLimits& limits);
+void check_shared_qo_len(int64_t shared_qo_len, const PlanLimits& limits);
+void check_partial_rows(int64_t max_partial_rows);
 
 /// Index in kv_indices of a request's first page.
 inline int32_t first_page(const BatchSpec& batch, int32_t request) {
@@ -49,15 +53,20 @@ inline int32_t first_page(const BatchSpec& batch, int32_t request) {
                                     : static_cast<int32_t>(request * batch.block_table_stride);
 }
 
-/// The item that would do all of a tile's keys and kv heads at once: kv_head_begin is 0.
+/// The item that would do all of a tile's keys and kv heads at once: kv_head_begin is 0. Only where it has to
+/// do with shared prefixes there is a SplitTile before it is cut.
 struct Tile : WorkItem {
   int32_t cost_class;
 };
 
 /// Items of one kind differ in what a step of theirs costs: narrow ones by row_class(num_rows), wide ones by
-/// whether other tiles read the same keys.
-inline constexpr int kNumCostClasses = kNumRowClasses;
+/// whether other tiles read the same keys. Of each class there is a second for tiles that have to do with
+/// shared prefixes, all of whose units leave partials.
+inline constexpr int kNumCostClasses = 2 * kNumRowClasses;
 enum WideClass : int32_t { kWideShared, kWideAlone };
+/// Of the tiles of so many packed rows against the same keys.
+inline WideClass wide_class(int64_t num_rows) { return num_rows <= kWideTileQ ? kWideAlone : kWideShared; }
+inline constexpr int32_t merged_class(int32_t cost_class) { return cost_class + kNumRowClasses; }
 
 inline int32_t num_keys(const WorkItem& item) { return item.kv_end - item.kv_begin; }
 
@@ -75,6 +84,15 @@ inline int32_t num_units(const WorkItem& item) {
          std::countr_zero(static_cast<uint32_t>(item.heads_per_step));
 }
 
+/// Some of the kv heads of an item that has all of them.
+inline WorkItem heads_of(const WorkItem& all, int32_t kv_head_begin, int32_t kv_head_end) {
+  WorkItem item = all;
+  item.kv_head_begin = kv_head_begin;
+  item.kv_head_end = kv_head_end;
+  if (all.split_tile >= 0) item.split_tile += kv_head_begin - all.kv_head_begin;
+  return item;
+}
+
 enum class Kind { kNarrow, kWide };
 
 /// A wide item and what it costs.
@@ -88,6 +106,9 @@ struct CtaLoad {
   int32_t num_narrow_items = 0;
   double us = 0;
 };
+
+/// The merge record of the unit of a tile that begins at a kv head, without splits.
+SplitTile split_tile_of(const Tile& tile, int32_t kv_head);
 
 struct Schedule {
   std::vector<CtaLoad> ctas;
@@ -108,11 +129,14 @@ struct Schedule {
       wide_items.push_back({item, us});
     }
   }
-  /// Opens a merge record for the unit of a tile that begins at a kv head; its pieces follow at once, in key
-  /// order, through add_split.
+  /// Opens the merge record of the unit of a tile that begins at a kv head, a new one if it has none; its
+  /// pieces follow at once, in key order, through add_split.
   void open_split_tile(const Tile& tile, int32_t kv_head);
   /// Makes `item` the next piece of the split tile opened last.
   void add_split(WorkItem& item);
+
+ private:
+  int32_t num_pieces_ = 0;  ///< of the split tile opened last
 };
 
 /// Most partial rows of a schedule, per CTA. In the line of either kind a CTA's share has at most two pieces

@@ -87,10 +87,7 @@ class LineCutter {
 
   /// Units [unit, unit + count) of a tile.
   static WorkItem units_of(const Tile& tile, int32_t unit, int32_t count) {
-    WorkItem item = tile;
-    item.kv_head_begin = unit * tile.heads_per_step;
-    item.kv_head_end = (unit + count) * tile.heads_per_step;
-    return item;
+    return heads_of(tile, unit * tile.heads_per_step, (unit + count) * tile.heads_per_step);
   }
 
   void place_units(const Tile& tile, int32_t unit, int32_t count) {

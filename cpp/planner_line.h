@@ -30,6 +30,14 @@ struct UnitCosts {
 /// Of one kind, by cost class.
 using KindCosts = std::array<UnitCosts, kNumCostClasses>;
 
+/// Units that leave partials whether they are cut or not: what a split costs is the unit's own.
+inline void add_merged_classes(KindCosts& costs) {
+  for (int i = 0; i < kNumRowClasses; ++i) {
+    costs[merged_class(i)] = {
+        .start_us = costs[i].start_us + costs[i].split_us, .step_us = costs[i].step_us, .split_us = 0};
+  }
+}
+
 /// When `num_ctas` CTAs stream at once.
 KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas);
 /// When `num_narrow_ctas` of `num_ctas` CTAs begin with narrow items, and the others do such work.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "fail.h"
+
 namespace onewave::planner {
 namespace {
 
@@ -36,6 +38,21 @@ MaskRow read_bits(const uint8_t* mask, int64_t begin, int32_t num_bits) {
   return row;
 }
 
+/// Keys before `key_end`, by the query tokens [token_begin, token_end).
+void check_prefix_is_seen(const BatchSpec& batch, int32_t request, int32_t token_begin, int32_t token_end,
+                          int32_t key_end) {
+  const uint8_t* bits = batch.masks.custom_mask + batch.masks.mask_indptr[request];
+  const MaskRow all = first_bits(kTileKv);
+  for (int32_t token = token_begin; token < token_end; ++token) {
+    for (int32_t key = 0; key < key_end; key += kTileKv) {
+      const MaskRow row = read_bits(bits, int64_t{token} * batch.kv_len_arr[request] + key, kTileKv);
+      if (std::equal(row.words, row.words + kWords, all.words)) continue;
+      fail("custom_mask hides keys of ", key, "..", key + kTileKv, " from token ", token, " of request ",
+           request, ", it must show all of a prefix in prefix_groups");
+    }
+  }
+}
+
 }  // namespace
 
 bool has_custom_mask(const BatchSpec& batch, int32_t request) {
@@ -44,12 +61,13 @@ bool has_custom_mask(const BatchSpec& batch, int32_t request) {
 }
 
 int32_t add_mask_tiles(const BatchSpec& batch, int32_t request, int32_t token_begin, int32_t token_end,
-                       PlanMasks& masks) {
+                       int32_t key_begin, PlanMasks& masks) {
   const uint8_t* bits = batch.masks.custom_mask + batch.masks.mask_indptr[request];
   const int32_t kv_len = batch.kv_len_arr[request];
   const int32_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
+  check_prefix_is_seen(batch, request, token_begin, token_end, key_begin);
   int32_t num_keys = 0;
-  for (int32_t key = 0; key < kv_len; key += kTileKv) {
+  for (int32_t key = key_begin; key < kv_len; key += kTileKv) {
     const int32_t tile_keys = std::min(kTileKv, kv_len - key);
     const MaskRow all = first_bits(tile_keys);
     const size_t first_row = masks.rows.size();

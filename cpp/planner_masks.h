@@ -22,9 +22,10 @@ inline int64_t mask_bytes(int32_t qo_len, int32_t kv_len) { return (int64_t{qo_l
 
 bool has_custom_mask(const BatchSpec& batch, int32_t request);
 
-/// Adds what the query tokens [token_begin, token_end) of a request with a custom mask see. Returns the keys
-/// of it, as WorkItem::kv_end counts them.
+/// Adds what the query tokens [token_begin, token_end) of a request with a custom mask see from `key_begin`
+/// on, a multiple of kTileKv. Returns the keys of it, as WorkItem::kv_end counts them. Throws InvalidArgument
+/// where a token does not see a key before, which belong to a shared prefix.
 int32_t add_mask_tiles(const BatchSpec& batch, int32_t request, int32_t token_begin, int32_t token_end,
-                       PlanMasks& masks);
+                       int32_t key_begin, PlanMasks& masks);
 
 }  // namespace onewave::planner

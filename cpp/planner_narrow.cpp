@@ -83,6 +83,7 @@ KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
                    .step_us = costs.narrow_step_us(i, num_ctas),
                    .split_us = costs.split_us()};
   }
+  add_merged_classes(by_class);
   return by_class;
 }
 
@@ -99,7 +100,7 @@ void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_wor
     return std::ceil(num_pieces / kMergeSplits) * heads * tile.num_rows * kMergeRowUs;
   };
   for (Tile& tile : tiles) {
-    if (num_keys(tile) == 0) continue;
+    if (num_keys(tile) == 0 || tile.split_tile >= 0) continue;
     for (const int32_t heads : {groups.most, groups.box}) {
       if ((heads << narrow_rows_shift(tile.num_rows)) > kNarrowStepRows || merge_us(tile, heads) > gain_us)
         continue;

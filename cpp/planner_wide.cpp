@@ -93,9 +93,8 @@ void assign_in_order(const std::vector<Tile>& tiles, const KindCosts& costs, dou
     while (head_begin < head_end) {
       const double fitting = std::clamp<double>(left_us * heads_of_left, 1, head_end - head_begin);
       const auto num_heads = static_cast<int32_t>(fitting);
-      WorkItem item = tile;
-      item.kv_head_begin = head_begin;
-      item.kv_head_end = head_begin += num_heads;
+      const WorkItem item = heads_of(tile, head_begin, head_begin + num_heads);
+      head_begin += num_heads;
       schedule.add_item(Kind::kWide, heap.least_loaded(), item, num_heads * one_us);
       heap.add(num_heads * one_us);
       left_us -= num_heads * one_us;
@@ -135,8 +134,7 @@ void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
     WideItem unit = range;
     unit.us /= range.item.kv_head_end - range.item.kv_head_begin;
     for (int32_t head = range.item.kv_head_begin; head < range.item.kv_head_end; ++head) {
-      unit.item.kv_head_begin = head;
-      unit.item.kv_head_end = head + 1;
+      unit.item = heads_of(range.item, head, head + 1);
       scratch.sorted_items.push_back(unit);
     }
   }
@@ -171,6 +169,7 @@ KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_c
   KindCosts by_class;
   by_class.fill(shared);
   by_class[kWideAlone].step_us = costs.wide_alone_step_us(num_ctas);
+  add_merged_classes(by_class);
   return by_class;
 }
 

@@ -46,11 +46,11 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
   const CtaRecord& cta = work.cta;
   NarrowPositions at;
   for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
-    consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.is_last_arrival);
+    consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.arrivals);
   if (!has_wide_items(work.header)) return;
   ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
   arrive_warp(&storage.narrow_done);
-  WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.is_last_arrival);
+  WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.arrivals);
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {

@@ -32,6 +32,12 @@ __device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
   return header->num_narrow_ctas > 0 ? ptx::kEvictLast : ptx::kEvictNormal;
 }
 
+/// The page ids of all requests. Masked kernels and those that widen read the address each time: their
+/// producers have no registers to keep it in.
+__device__ __forceinline__ const int32_t* page_table(const KernelParams& params, const int32_t* kept) {
+  return kMasked || kWiden ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
+}
+
 /// The keys of an item, as far as a loader looks at them.
 struct KeyRange {
   int begin;
@@ -82,7 +88,7 @@ struct TmaLoader {
     const bool is_seen = kIsInner || (counted < keys.end && (!kMasked || counted + (1 << box.tokens_shift) >
                                                                              first_in_window(params, item)));
     if (lane < kRows >> box.rows_shift() && is_seen)
-      rows.page = kv_indices[keys.page_begin + (key >> page_shift)];
+      rows.page = page_table(params, kv_indices)[keys.page_begin + (key >> page_shift)];
     return rows;
   }
 
@@ -223,7 +229,7 @@ struct GatherLoader {
     const unsigned page_idx = page_size == 1 ? key : static_cast<unsigned>(key) / page_size;
     if (!kSharePageIds || thread % kPanelChunks < kLanesRows)
       ptx::cp_async_4(ptx::shared_address(&page_ids.of_thread[n % kPageIdSlots][slot()]),
-                      kv_indices + keys.page_begin + page_idx);
+                      page_table(params, kv_indices) + keys.page_begin + page_idx);
     return {static_cast<int>(key - page_idx * page_size), row << keys.step_heads_shift >> kStageKvShift};
   }
 

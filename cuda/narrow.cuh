@@ -344,15 +344,14 @@ class NarrowConsumer {
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
                                                const HeadCursor& cursor, NarrowStorage& storage,
-                                               NarrowRings& rings, NarrowPositions& at,
-                                               int32_t& is_last_arrival) {
+                                               NarrowRings& rings, NarrowPositions& at, Arrivals& arrivals) {
   const int thread = threadIdx.x - kWarpgroupThreads;
   const WorkItem& item = cursor.item();
   const int kv_head = cursor.kv_head();
   const int rows_shift = narrow_rows_shift(item.num_rows);
   const int heads_shift = step_heads_shift<Kind::kNarrow>(item);
   if (!has_keys(item)) {
-    // Some warps may still merge the tile before, whose partial rows these may be (finish_own_split): an item
+    // Some warps may still merge the tile before, whose partial rows these may be (finish_split()): an item
     // with keys has a barrier on its way.
     if (item.split_tile >= 0) ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     const PackedRows packed(work, item);
@@ -364,13 +363,7 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   } else {
     NarrowConsumer<32>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   }
-  if (item.split_tile < 0) return;
-  const PackedRows packed(work, item);
-  if (split_tile(work, item).is_of_one_cta) {
-    finish_own_split(params, work, item, packed, kv_head, thread);
-  } else {
-    finish_split(params, work, item, packed, kv_head, thread, is_last_arrival);
-  }
+  finish_split(params, item, kv_head, thread, arrivals);
 }
 
 }  // namespace onewave

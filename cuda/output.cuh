@@ -10,6 +10,34 @@
 
 namespace onewave {
 
+/// Rows of out and lse.
+struct FinalRows {
+  const KernelParams& params;
+
+  __device__ __forceinline__ Element* out_row(const QueryRow& row) const {
+    return static_cast<Element*>(params.out) + static_cast<int64_t>(row.token) * params.out_token_stride +
+           static_cast<int64_t>(row.head) * params.out_head_stride;
+  }
+
+  /// Columns col .. col + 3, a multiple of 4.
+  __device__ __forceinline__ void store_4(const QueryRow& row, int col, float4 x) const {
+    *reinterpret_cast<uint2*>(out_row(row) + col) =
+        make_uint2(ptx::pack<Element>(x.x, x.y), ptx::pack<Element>(x.z, x.w));
+  }
+
+  __device__ __forceinline__ void store_lse(const QueryRow& row, float lse) const {
+    if (params.lse == nullptr) return;
+    const int num_qo_heads = plan_header(params)->num_qo_heads;
+    params.lse[static_cast<int64_t>(row.token) * num_qo_heads + row.head] = lse * params.lse_unit;
+  }
+
+  /// Of a row as a whole, in base 2; -inf: it has none.
+  __device__ __forceinline__ float sink(const QueryRow& row) const {
+    if (!kMasked || params.sinks == nullptr) return -INFINITY;
+    return params.sinks[row.head] * kLog2E;
+  }
+};
+
 /// The destination of the kv heads of an item that are done together; `head` counts them from the first.
 struct Output {
   const KernelParams& params;
@@ -23,51 +51,34 @@ struct Output {
                                     const PackedRows& rows, int kv_head)
       : params(params), item(item), rows(rows), kv_head(kv_head), is_split(item.split_tile >= 0) {
     if (is_split)
-      partial_row = split_tile(work, item).partial_row_begin +
+      partial_row = split_tiles(plan_header(params))[split_tile_index(item, kv_head)].partial_row_begin +
                     static_cast<int64_t>(item.split_idx) * item.heads_per_step * item.num_rows;
   }
 
+  __device__ __forceinline__ FinalRows final_rows() const { return {params}; }
+  __device__ __forceinline__ QueryRow query_row(int head, int row) const {
+    return rows.query_row(kv_head + head, row);
+  }
+
   __device__ __forceinline__ Element* out_row(int head, int row) const {
-    const QueryRow target = rows.query_row(kv_head + head, row);
-    return static_cast<Element*>(params.out) + static_cast<int64_t>(target.token) * params.out_token_stride +
-           static_cast<int64_t>(target.head) * params.out_head_stride;
+    return final_rows().out_row(query_row(head, row));
   }
 
   __device__ __forceinline__ float* partial_out_row(int head, int row) const {
     return params.partial_out + (partial_row + head * item.num_rows + row) * kHeadDimVo;
   }
 
-  __device__ __forceinline__ void store_final_lse(int head, int row, float lse) const {
-    if (params.lse == nullptr) return;
-    const QueryRow target = rows.query_row(kv_head + head, row);
-    params.lse[static_cast<int64_t>(target.token) * num_qo_heads() + target.head] = lse * params.lse_unit;
-  }
-
-  /// Of a row as a whole, in base 2; -inf: it has none.
-  __device__ __forceinline__ float sink(int head, int row) const {
-    if (!kMasked || params.sinks == nullptr) return -INFINITY;
-    return params.sinks[rows.query_row(kv_head + head, row).head] * kLog2E;
-  }
-  /// Of what this item makes of it: where it is split, those who merge add it.
+  /// Of what this item makes of a row: where it is split, those who merge add it.
   __device__ __forceinline__ float item_sink(int head, int row) const {
-    return kMasked && is_split ? -INFINITY : sink(head, row);
+    return kMasked && is_split ? -INFINITY : final_rows().sink(query_row(head, row));
   }
 
   __device__ __forceinline__ void store_lse(int head, int row, float lse) const {
     if (is_split) {
       params.partial_lse[partial_row + head * item.num_rows + row] = lse;
     } else {
-      store_final_lse(head, row, lse);
+      final_rows().store_lse(query_row(head, row), lse);
     }
-  }
-
-  __device__ __forceinline__ int num_qo_heads() const {
-    return static_cast<const PlanHeader*>(params.plan)->num_qo_heads;
-  }
-
-  __device__ __forceinline__ void store_final_4(int head, int row, int col, float4 x) const {
-    *reinterpret_cast<uint2*>(out_row(head, row) + col) =
-        make_uint2(ptx::pack<Element>(x.x, x.y), ptx::pack<Element>(x.z, x.w));
   }
 
   /// Columns col .. col + 3, a multiple of 4.
@@ -75,7 +86,7 @@ struct Output {
     if (is_split) {
       *reinterpret_cast<float4*>(partial_out_row(head, row) + col) = x;
     } else {
-      store_final_4(head, row, col, x);
+      final_rows().store_4(query_row(head, row), col, x);
     }
   }
 };

@@ -124,6 +124,12 @@ struct NarrowStorage {
   JoinBuffer join;
 };
 
+/// What the consumers are told when an item is done (merge.cuh).
+struct Arrivals {
+  int32_t is_last;
+  uint32_t ready_members[kWideTileQ / 32];  ///< of a prefix, a bit for each
+};
+
 struct SharedStorage {
   union {
     WideStorage wide;
@@ -135,7 +141,7 @@ struct SharedStorage {
   [[no_unique_address]] std::conditional_t<kWiden, LoadedBarriers, NoBarriers> loaded;
   ItemSlots wide_items;
   uint64_t narrow_done;
-  int32_t is_last_arrival;
+  Arrivals arrivals;
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);
 

@@ -51,7 +51,7 @@ class WideConsumer {
   }
 
   /// All items that the queue gives this CTA; all have keys.
-  __device__ __forceinline__ void run(int32_t& is_last_arrival) {
+  __device__ __forceinline__ void run(Arrivals& arrivals) {
     if (!wait_item()) return;
     if (warpgroup_ == 1) pass_turn();
     float scores[kWideScores];
@@ -65,8 +65,7 @@ class WideConsumer {
       const HeadItem& tile = item();
       if constexpr (kWiden) take_scales(tile.kv_head);
       attend(tile, scores);
-      finish_split(params_, work_, tile.item, tile.rows, tile.kv_head, threadIdx.x - kWarpgroupThreads,
-                   is_last_arrival);
+      finish_split(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals);
     } while (has_next_);
     if (warpgroup_ == 0) take_turn();
   }
@@ -442,7 +441,7 @@ class WideConsumer {
   /// block and the other four of the next: eight bytes a lane, and whole sectors a row.
   __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
     const bool is_odd = thread_ % 2;
-    const int first_col = thread_ % 4 / 2 * 4 + is_odd * 8;
+    const int first_col = ptx::opaque(thread_) % 4 / 2 * 4 + is_odd * 8;  // or it is kept over all items
     Element* const targets[2] = {output.out_row(0, first_row_) + first_col,
                                  output.out_row(0, first_row_ + 8) + first_col};
 #pragma unroll

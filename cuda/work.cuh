@@ -35,9 +35,17 @@ __device__ __forceinline__ bool has_work(const void* plan) {
          (cta.narrow_begin < cta.narrow_end || cta.first_item >= 0);
 }
 
-/// Of an item that is a part of one.
-__device__ __forceinline__ const SplitTile& split_tile(const Work& work, const WorkItem& item) {
-  return plan_section<SplitTile>(work.header, work.header->split_tiles_offset)[item.split_tile];
+__device__ __forceinline__ const PlanHeader* plan_header(const KernelParams& params) {
+  return static_cast<const PlanHeader*>(params.plan);
+}
+
+__device__ __forceinline__ const SplitTile* split_tiles(const PlanHeader* header) {
+  return plan_section<SplitTile>(header, header->split_tiles_offset);
+}
+
+/// Index of the SplitTile of some of the kv heads of an item that has one.
+__device__ __forceinline__ int split_tile_index(const WorkItem& item, int kv_head) {
+  return item.split_tile + kv_head - item.kv_head_begin;
 }
 
 /// Wide items, which a CTA takes when its narrow ones are done.
@@ -124,6 +132,16 @@ struct QueryRow {
   int token;
   int head;
 };
+
+/// Row `row` of the kv head number `head` of a split tile.
+__device__ __forceinline__ QueryRow query_row(const PlanHeader* header, const SplitTile& tile, int head,
+                                              int row) {
+  const int group_size = header->group_size;
+  const int packed_row = tile.row_begin + row;
+  const int token = packed_row / group_size;
+  return {tile.q_token_begin + token,
+          (tile.kv_head_begin + head) * group_size + packed_row - token * group_size};
+}
 
 /// What the query tokens of an item see beside the causal mask. Tokens count from its first.
 class TokenMasks {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ WIDE_TILE_Q = 128
 NARROW_TILE_Q = 32
 NARROW_STEP_ROWS = 64
 NO_WINDOW = -(1 << 30)
+MOST_MEMBER_ROWS = 64  # of a request that shares prefixes
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Batch:
     actual_kv_lens: np.ndarray | None = None  # int32; lengths are upper bounds then
     window_left: int = -1
     custom_masks: list[np.ndarray | None] | None = None  # bool [qo_len, kv_len] of each request
+    prefix_groups: tuple[tuple[int, int, int], ...] = ()  # (request_begin, request_end, num_tokens)
 
     @property
     def group_size(self) -> int:
@@ -65,6 +69,7 @@ class Batch:
             self.split_policy,
             1,
             0 if self.custom_masks is None else 1 << 22,
+            self.shared_qo_len(),
         )
 
     def packed_masks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +93,42 @@ class Batch:
         if self.window_left >= 0:
             seen = seen & (keys >= position - self.window_left)
         return np.repeat(seen, self.group_size, axis=0)
+
+    def prefixes_of(self, request: int) -> list[tuple[int, int]]:
+        """The ranges of keys that a request shares, from the first key on without a gap."""
+        if self.window_left >= 0 or not self.may_share(self.requests[request]):
+            return []
+        ends = sorted(
+            num_tokens // TILE_KV * TILE_KV
+            for begin, end, num_tokens in self.prefix_groups
+            if begin <= request < end and sum(map(self.may_share, self.requests[begin:end])) >= 2
+        )
+        ends = sorted({0, *ends})
+        return list(itertools.pairwise(ends))
+
+    def may_share(self, request: tuple[int, int]) -> bool:
+        num_rows = request[1] * self.group_size
+        return 0 < num_rows <= MOST_MEMBER_ROWS
+
+    def num_shared_keys(self, request: int) -> int:
+        return max((end for _, end in self.prefixes_of(request)), default=0)
+
+    def shared_qo_len(self) -> int:
+        """Query tokens of all that share, counted for each prefix."""
+        return sum(qo_len * len(self.prefixes_of(i)) for i, (_, qo_len) in enumerate(self.requests))
+
+    @cached_property
+    def prefix_array(self) -> np.ndarray:
+        return np.array(self.prefix_groups, dtype=np.int32).reshape(-1, 3)
+
+    def prefix_arguments(self) -> dict[str, int]:
+        """As the planner takes them."""
+        if not self.prefix_groups:
+            return {}
+        return {
+            "prefix_groups": self.prefix_array.ctypes.data,
+            "num_prefix_groups": len(self.prefix_array),
+        }
 
     def shape(self) -> _core.AttentionShape:
         return _core.AttentionShape(
@@ -118,6 +159,7 @@ class Batch:
             window_left=self.window_left,
             custom_mask=custom_mask.ctypes.data if has_masks else 0,
             mask_indptr=mask_indptr.ctypes.data if has_masks else 0,
+            **self.prefix_arguments(),
         )
 
     def costs(self) -> _core.CostModel:
@@ -139,6 +181,7 @@ def check_records(batch: Batch, plan: Plan) -> None:
     check_lists(plan)
     check_items(batch, plan)
     check_splits(plan, batch.split_policy)
+    check_members(batch, plan)
 
 
 def check_sizes(batch: Batch, plan: Plan) -> None:
@@ -174,7 +217,9 @@ def check_lists(plan: Plan) -> None:
 
 
 def check_items(batch: Batch, plan: Plan) -> None:
-    items = plan.items
+    of_prefix = prefix_items(plan)
+    check_prefix_items(batch, plan, plan.items[of_prefix])
+    items = plan.items[~of_prefix]
     qo_lens = np.diff(batch.qo_indptr)[items["request"]]
     kv_lens = batch.kv_len_arr[items["request"]]
     num_rows = qo_lens * batch.group_size
@@ -191,7 +236,7 @@ def check_items(batch: Batch, plan: Plan) -> None:
     assert (items["kv_head_begin"] % heads == 0).all()
     assert (items["kv_begin"] % (TILE_KV // heads) == 0).all()
 
-    is_narrow = np.arange(len(items)) < plan.header["wide_begin"]
+    is_narrow = np.flatnonzero(~of_prefix) < plan.header["wide_begin"]
     last_token = (row_end - 1) // batch.group_size
     visible = kv_lens - qo_lens + last_token + 1 if batch.causal else kv_lens
     tile_end = np.clip(visible, 0, kv_lens)
@@ -201,11 +246,14 @@ def check_items(batch: Batch, plan: Plan) -> None:
         first = kv_lens - qo_lens + items["row_begin"] // batch.group_size - batch.window_left - spare
         tile_begin = np.clip(first, 0, tile_end) // TILE_KV * TILE_KV
     has_custom = items["mask_begin"] >= 0
+    for i, item in enumerate(items):
+        tile_begin[i] = max(tile_begin[i], batch.num_shared_keys(int(item["request"])))
+        tile_end[i] = max(tile_end[i], tile_begin[i])
     for i in np.flatnonzero(has_custom):  # keys by tiles that somebody sees
         tile_end[i] = custom_keys(batch, items[i])
         tile_begin[i] = 0
     of_narrow_request = num_rows <= NARROW_TILE_Q
-    assert (is_narrow == (of_narrow_request | (tile_end == 0))).all()
+    assert (is_narrow == (of_narrow_request | (tile_end == tile_begin))).all()
     assert (items["num_rows"] <= np.where(of_narrow_request, NARROW_TILE_Q, WIDE_TILE_Q)).all()
     assert (items["kv_end"] <= tile_end).all(), "keys that no row of the tile sees"
     assert (items["kv_begin"] >= tile_begin).all(), "keys before the window"
@@ -213,7 +261,7 @@ def check_items(batch: Batch, plan: Plan) -> None:
     assert (items["kv_begin"] == tile_begin)[~is_split | (items["split_idx"] == 0)].all()
     inner_end = is_split & (items["kv_end"] < tile_end)
     assert (items["kv_end"][inner_end] % (TILE_KV // heads[inner_end]) == 0).all()
-    assert (heads[~is_narrow | (tile_end == 0)] == 1).all()
+    assert (heads[~is_narrow | (tile_end == tile_begin)] == 1).all()
     padded_rows = np.select([items["num_rows"] <= 8, items["num_rows"] <= 16], [8, 16], 32)
     assert (heads * padded_rows)[heads > 1].max(initial=0) <= NARROW_STEP_ROWS
 
@@ -225,17 +273,26 @@ def check_splits(plan: Plan, split_policy: _core.SplitPolicy) -> None:
     slot_cta = np.full(plan.header["num_partial_rows"], -1)  # of rows that are written anew
     cta_of_item = np.repeat(np.arange(len(plan.ctas)), plan.ctas["narrow_end"] - plan.ctas["narrow_begin"])
     assert len(plan.counters) == len(plan.split_tiles) + 1 and (plan.counters == 0).all()
+    # Those of an item: for each of its kv heads one, or one for all of them.
+    num_tiles = (plan.items["kv_head_end"] - plan.items["kv_head_begin"]) // plan.items["heads_per_step"]
     for index, tile in enumerate(plan.split_tiles):
-        assert tile["num_splits"] >= 2
-        pieces = plan.items[plan.items["split_tile"] == index]
-        assert (pieces["heads_per_step"] == tile["kv_head_end"] - tile["kv_head_begin"]).all()
-        for field in ("q_token_begin", "row_begin", "num_rows", "kv_head_begin", "kv_head_end"):
+        is_merged = tile["num_members"] > 0 or tile["num_prefixes"] > 0
+        assert tile["num_splits"] >= (1 if is_merged else 2)
+        first = plan.items["split_tile"]
+        places = np.flatnonzero((first >= 0) & (first <= index) & (index < first + num_tiles))
+        pieces = plan.items[places]
+        num_heads = tile["kv_head_end"] - tile["kv_head_begin"]
+        assert (pieces["heads_per_step"] == num_heads).all()
+        for field in ("q_token_begin", "row_begin", "num_rows"):
             assert (pieces[field] == tile[field]).all()
+        assert (
+            pieces["kv_head_begin"] + (index - pieces["split_tile"]) * num_heads == tile["kv_head_begin"]
+        ).all()
+        assert is_merged or (pieces["kv_head_end"] == tile["kv_head_end"]).all()
         pieces = pieces[np.argsort(pieces["split_idx"])]
         assert pieces["split_idx"].tolist() == list(range(tile["num_splits"]))
-        assert (pieces["kv_begin"] < pieces["kv_end"]).all()
+        assert (pieces["kv_begin"] < pieces["kv_end"]).all() or tile["num_prefixes"] > 0
         assert (pieces["kv_begin"][1:] == pieces["kv_end"][:-1]).all()
-        places = np.flatnonzero(plan.items["split_tile"] == index)
         is_of_one_cta = split_policy is _core.SplitPolicy.FIXED and len(set(cta_of_item[places])) == 1
         assert bool(tile["is_of_one_cta"]) == is_of_one_cta
         if is_of_one_cta:
@@ -256,6 +313,67 @@ def check_splits(plan: Plan, split_policy: _core.SplitPolicy) -> None:
     assert (slot_writers <= 1).all() and not slot_writers[slot_cta >= 0].any()
 
 
+def prefix_items(plan: Plan) -> np.ndarray:
+    """Which items are of shared prefixes."""
+    if len(plan.split_tiles) == 0:
+        return np.zeros(len(plan.items), dtype=bool)
+    return (plan.items["split_tile"] >= 0) & (plan.split_tiles["num_members"][plan.items["split_tile"]] > 0)
+
+
+def check_prefix_items(batch: Batch, plan: Plan, items: np.ndarray) -> None:
+    """Their rows are those of requests that share their keys; all rows see all keys."""
+    for item in items:
+        first_row = item["q_token_begin"] * batch.group_size + item["row_begin"]
+        of_rows = requests_of_rows(batch, first_row, item["num_rows"])
+        for request in np.unique(of_rows):
+            inside = [
+                end
+                for begin, end in batch.prefixes_of(int(request))
+                if begin <= item["kv_begin"] and item["kv_end"] <= end
+            ]
+            assert len(inside) == 1 and item["causal_shift"] == inside[0]
+        assert item["request"] == of_rows[0]
+        assert item["q_token_begin"] == batch.qo_indptr[of_rows[0]] and item["row_begin"] == 0
+        assert item["page_begin"] == batch.kv_indptr[of_rows[0]]
+        assert item["num_rows"] <= WIDE_TILE_Q and item["heads_per_step"] == 1
+        assert item["mask_begin"] < 0 and item["window_shift"] == NO_WINDOW
+
+
+def requests_of_rows(batch: Batch, first_row: int, num_rows: int) -> np.ndarray:
+    """The request of each of some packed rows, counted over all of q."""
+    tokens = (first_row + np.arange(num_rows)) // batch.group_size
+    return np.searchsorted(batch.qo_indptr, tokens, side="right") - 1
+
+
+def check_members(batch: Batch, plan: Plan) -> None:
+    """A tile that shares prefixes has one link to each, with its rows among that one's, and the prefix counts it."""
+    tiles, links = plan.split_tiles, plan.links
+
+    def first_row(tile: np.void) -> int:
+        return int(tile["q_token_begin"]) * batch.group_size + int(tile["row_begin"])
+
+    counted = np.zeros(len(tiles), dtype=int)
+    for prefix in tiles[tiles["num_members"] > 0]:
+        members = prefix["first_member"] + np.arange(prefix["num_members"]) * batch.num_kv_heads
+        counted[members] += 1
+        assert (tiles["kv_head_begin"][members] == prefix["kv_head_begin"]).all()
+        rows = np.concatenate([first_row(tiles[m]) + np.arange(tiles["num_rows"][m]) for m in members])
+        assert (rows == first_row(prefix) + np.arange(prefix["num_rows"])).all()
+        numbers = links[prefix["link_begin"] : prefix["link_begin"] + prefix["num_rows"]]
+        assert (numbers == np.repeat(np.arange(prefix["num_members"]), tiles["num_rows"][members])).all()
+    assert (counted == tiles["num_prefixes"]).all()
+    for index, member in enumerate(tiles):
+        request = int(requests_of_rows(batch, first_row(member), 1)[0])
+        begins = links[member["link_begin"] : member["link_begin"] + member["num_prefixes"]]
+        prefixes = tiles[begins + member["kv_head_begin"]]
+        if member["num_prefixes"] > 0:
+            assert len(begins) == len(batch.prefixes_of(request))
+        for prefix in prefixes:
+            assert prefix["kv_head_begin"] == member["kv_head_begin"] and prefix["num_members"] > 0
+            members = prefix["first_member"] + np.arange(prefix["num_members"]) * batch.num_kv_heads
+            assert index in members
+
+
 def check_splits_both_kinds(plan: Plan) -> None:
     """For a test that is to run merges of narrow and of wide items."""
     is_split = plan.items["split_tile"] >= 0
@@ -266,7 +384,14 @@ def check_prediction(batch: Batch, plan: Plan) -> None:
     """A CTA's narrow items, and the wide ones that it takes if the predictions hold, add up to its prediction."""
     qo_indptr, costs = batch.qo_indptr, batch.costs()
     us = np.array(
-        _core.predict_items(plan.to_bytes(), batch.shape(), len(batch.requests), qo_indptr.ctypes.data, costs)
+        _core.predict_items(
+            plan.to_bytes(),
+            batch.shape(),
+            len(batch.requests),
+            qo_indptr.ctypes.data,
+            costs,
+            **batch.prefix_arguments(),
+        )
     )
     assert (us > 0).all() and len(us) == len(plan.items)
     loads = [
@@ -302,10 +427,11 @@ def check_area(batch: Batch, plan: Plan, request: int) -> None:
 def custom_keys(batch: Batch, item: np.void) -> int:
     """Keys of the tiles that some row of an item's tile of rows sees."""
     kv_len, _ = batch.requests[item["request"]]
+    first_key = batch.num_shared_keys(int(item["request"]))
     allowed = batch.allowed(item["request"])[item["row_begin"] : item["row_begin"] + item["num_rows"]]
     sizes = [
         min(TILE_KV, kv_len - key)
-        for key in range(0, kv_len, TILE_KV)
+        for key in range(first_key, kv_len, TILE_KV)
         if allowed[:, key : key + TILE_KV].any()
     ]
     return (len(sizes) - 1) * TILE_KV + sizes[-1] if sizes else 0
@@ -331,7 +457,14 @@ def check_request(batch: Batch, plan: Plan, request: int) -> None:
     rows = np.arange(qo_len * batch.group_size)
     seen = np.zeros((batch.num_kv_heads, len(rows), kv_len), dtype=np.uint8)
     writers = np.zeros((batch.num_kv_heads, len(rows)), dtype=np.uint8)
-    for item in plan.items[plan.items["request"] == request]:
+    of_prefix = prefix_items(plan)
+    for item in plan.items[of_prefix]:
+        heads = slice(item["kv_head_begin"], item["kv_head_end"])
+        first_row = item["q_token_begin"] * batch.group_size + item["row_begin"]
+        shared = first_row + np.arange(item["num_rows"]) - batch.qo_indptr[request] * batch.group_size
+        shared = shared[(shared >= 0) & (shared < len(rows))]
+        seen[heads, shared, item["kv_begin"] : item["kv_end"]] += 1
+    for item in plan.items[(plan.items["request"] == request) & ~of_prefix]:
         heads = slice(item["kv_head_begin"], item["kv_head_end"])
         tile = slice(item["row_begin"], item["row_begin"] + item["num_rows"])
         keys, sees = item_keys(plan, item, rows[tile] // batch.group_size)

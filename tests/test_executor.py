@@ -218,7 +218,7 @@ def test_bytes_that_are_no_plan_are_refused(
     attention, batch, paged = planned
     whole = attention.plan_bytes()
     no_plans = [(b"", "0 bytes"), (whole[:-1], "not a whole plan")]
-    for field, message in (("magic", "not a whole plan"), ("version", "version 99, it must be 8")):
+    for field, message in (("magic", "not a whole plan"), ("version", "version 99, it must be 9")):
         altered = Plan(whole)
         altered.header[field] = 99
         no_plans.append((altered.to_bytes(), message))

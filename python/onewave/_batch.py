@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from onewave._prefixes import PrefixGroups, make_prefix_groups
 from onewave._validate import check_index_array, check_tensor, describe
 
 CPU = torch.device("cpu")
@@ -20,6 +21,7 @@ class Batch(NamedTuple):
     total_qo_len: int
     actual_kv_len_arr: torch.Tensor | None  # [at least batch_size] on the device: kv_len_arr are upper bounds
     max_page_id: int  # of the page ids in use; -1 where there are none or they are on the device
+    prefix_groups: torch.Tensor | None = None  # int32 [num_groups, 3] on the host
 
     def arguments(self, kv_indices: torch.Tensor) -> dict[str, Any]:
         """What the planner takes of it: the batch size and addresses, and what only some batches have."""
@@ -35,6 +37,9 @@ class Batch(NamedTuple):
             arguments["block_table_stride"] = kv_indices.stride(0)
         if self.actual_kv_len_arr is not None:
             arguments["actual_kv_len_arr"] = self.actual_kv_len_arr.data_ptr()
+        if self.prefix_groups is not None:
+            arguments["prefix_groups"] = self.prefix_groups.data_ptr()
+            arguments["num_prefix_groups"] = len(self.prefix_groups)
         return arguments
 
 
@@ -47,6 +52,7 @@ def make_batch(
     block_table: torch.Tensor | None,
     actual_kv_len_arr: torch.Tensor | None,
     page_size: int,
+    prefix_groups: PrefixGroups | None = None,
 ) -> Batch:
     """Checks all that the planner cannot see: types, devices, sizes, and page ids that are on the host."""
     if block_table is not None:
@@ -58,6 +64,8 @@ def make_batch(
         # None is refused, in words.
         csr = (cast(torch.Tensor, kv_indptr), cast(torch.Tensor, kv_indices))
         batch = _make_csr_batch(device, qo_indptr, *csr, kv_len_arr)
+    if prefix_groups is not None:
+        batch = batch._replace(prefix_groups=make_prefix_groups(prefix_groups))
     if actual_kv_len_arr is None:
         return batch
     _check_actual_lens(device, actual_kv_len_arr, batch.kv_len_arr.numel())

@@ -38,6 +38,7 @@ class PlanLimits:
         split_policy: SplitPolicy = SplitPolicy.BALANCED,
         num_windows: int = 1,
         max_mask_bytes: int = 0,
+        max_shared_qo_len: int = 0,
     ) -> None: ...
     @property
     def max_batch_size(self) -> int: ...
@@ -53,6 +54,8 @@ class PlanLimits:
     def num_windows(self) -> int: ...
     @property
     def max_mask_bytes(self) -> int: ...
+    @property
+    def max_shared_qo_len(self) -> int: ...
 
 class AttentionShape:
     def __init__(
@@ -167,12 +170,20 @@ def plan_batch(
     causal_arr: int = 0,
     custom_mask: int = 0,
     mask_indptr: int = 0,
+    prefix_groups: int = 0,
+    num_prefix_groups: int = 0,
 ) -> bytes:
     """The plan of one step: host addresses of arrays, and an address of page ids that is only stored. `costs` are of
     the shape; None: what an H200 costs."""
 
 def predict_items(
-    plan: bytes, shape: AttentionShape, batch_size: int, qo_indptr: int, costs: CostModel | None = None
+    plan: bytes,
+    shape: AttentionShape,
+    batch_size: int,
+    qo_indptr: int,
+    costs: CostModel | None = None,
+    prefix_groups: int = 0,
+    num_prefix_groups: int = 0,
 ) -> list[float]:
     """What the planner took each item to cost, in microseconds."""
 
@@ -313,6 +324,8 @@ class DeviceAttention:
         causal_arr: int = 0,
         custom_mask: int = 0,
         mask_indptr: int = 0,
+        prefix_groups: int = 0,
+        num_prefix_groups: int = 0,
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
 

@@ -14,6 +14,7 @@ from onewave._calibration import read_calibration
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._masks import make_masks
 from onewave._ops import call_run, make_handle
+from onewave._prefixes import PrefixGroups
 from onewave._scales import Scale
 from onewave._tensors import (
     CheckedTensors,
@@ -85,6 +86,7 @@ class BatchAttention:
         split_policy: str = "balanced",
         num_windows: int = 1,
         max_mask_bytes: int = 1 << 20,
+        max_shared_qo_len: int = 512,
         calibration: str | os.PathLike[str] | None = None,
     ) -> None:
         """Host only: allocates and copies nothing.
@@ -106,6 +108,8 @@ class BatchAttention:
         num_windows: sliding windows of a plan, each with a work list of its own: models whose layers differ in them.
         max_mask_bytes: of a plan's custom masks. For each 128 queries of a request (heads of a kv head counted as
             queries) and 128 keys that some of them see they take 8 bytes, and where not all see all, 16 for each token.
+        max_shared_qo_len: query tokens of a plan's prefix_groups, one in several groups counted in each. Each takes
+            room in the workspace for partial results: 2 * num_qo_heads rows of 4 * (head_dim_vo + 1) bytes.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
@@ -124,6 +128,7 @@ class BatchAttention:
             split_policy,
             num_windows,
             max_mask_bytes,
+            max_shared_qo_len,
         )
         if workspace is not None:
             check_workspace(workspace, self._device)
@@ -161,6 +166,7 @@ class BatchAttention:
         custom_mask: torch.Tensor | None = None,
         packed_custom_mask: torch.Tensor | None = None,
         mask_indptr: torch.Tensor | None = None,
+        prefix_groups: PrefixGroups | None = None,
     ) -> None:
         """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
 
@@ -189,6 +195,15 @@ class BatchAttention:
         packed_custom_mask: the same as uint8, a bit each, the low one first, each request from a byte of its own on.
         mask_indptr: int64 [batch_size + 1], the bytes at which they begin, where some requests have no mask and so no
             bytes; they go by causal.
+        prefix_groups: requests whose first tokens lie in the same pages, which are then read once for all of them: a
+            sequence of (request_begin, request_end, num_tokens), or an int32 tensor [num_groups, 3] on the host. The
+            requests of a group stand one after another in the batch. Groups nest, as paths in a tree of prefixes do:
+            ((0, 64, 16384), (0, 8, 20000)) has 64 requests that share 16384 tokens, and eight of them 3616 more. Page
+            tables and lengths are those of whole requests all the same, and so are results, but for rounding; that
+            the pages are the same is not checked. All queries of a group see all its tokens; an actual_kv_len_arr
+            never falls below them. What is shared ends at the last multiple of 128 tokens; requests of more than 64
+            rows (qo_len * num_qo_heads / num_kv_heads) and plans of a window read all keys for themselves. Not with
+            split_policy "fixed".
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type: of q and out: torch.bfloat16 or torch.float16; torch.float32 on a CPU too.
         kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn (on a GPU where head_dim_qk and head_dim_vo are
@@ -225,6 +240,7 @@ class BatchAttention:
             block_table,
             actual_kv_len_arr,
             shape.page_size,
+            prefix_groups,
         )
         masks = make_masks(
             self._limits.num_windows,

@@ -46,6 +46,7 @@ class Plan:
     ctas: np.ndarray
     items: np.ndarray
     split_tiles: np.ndarray
+    links: np.ndarray  # int32, of shared prefixes
     item_bounds: np.ndarray  # empty where the lengths are no upper bounds
     mask_tiles: np.ndarray  # of custom masks
     mask_rows: np.ndarray  # [rows, 4] uint32
@@ -71,6 +72,8 @@ class Plan:
             numpy.dtype("<u4"), "counters_offset", 1 + int(self.header["num_split_tiles"])
         )
         # Their sizes are where the next section begins, to its alignment.
+        bounds = int(self.header["item_bounds_offset"] or self.header["mask_tiles_offset"])
+        self.links = self._bytes[int(self.header["links_offset"]) : bounds].view("<i4")
         tiles, rows, counters = (
             int(self.header[f"{name}_offset"]) for name in ("mask_tiles", "mask_rows", "counters")
         )

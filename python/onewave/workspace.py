@@ -70,6 +70,7 @@ def make_limits(
     split_policy: str = "balanced",
     num_windows: int = 1,
     max_mask_bytes: int = 0,
+    max_shared_qo_len: int = 0,
 ) -> _core.PlanLimits:
     """`num_ctas` None: one for each SM of the device, 132 for a CPU."""
     if split_policy not in SPLIT_POLICIES:
@@ -86,6 +87,7 @@ def make_limits(
         SPLIT_POLICIES[split_policy],
         check_int("num_windows", num_windows, 1),
         check_int("max_mask_bytes", max_mask_bytes, 0),
+        check_int("max_shared_qo_len", max_shared_qo_len, 0),
     )
 
 
@@ -98,6 +100,7 @@ def workspace_size(
     split_policy: str = "balanced",
     num_windows: int = 1,
     max_mask_bytes: int = 1 << 20,
+    max_shared_qo_len: int = 512,
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -124,6 +127,7 @@ def workspace_size(
         split_policy,
         num_windows,
         max_mask_bytes,
+        max_shared_qo_len,
     )
     check_dtype("dtype", dtype)
     kv_dtype = dtype if kv_dtype is None else kv_dtype

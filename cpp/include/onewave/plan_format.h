@@ -5,8 +5,8 @@
 /// from it (onewave.plan_format).
 ///
 ///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
-///   | ItemBounds[num_items], where the lengths are upper bounds | MaskTile[], MaskRow[], of custom masks
-///   | uint32 counters[num_split_tiles + 1]
+///   | int32 links[], of shared prefixes | ItemBounds[num_items], where the lengths are upper bounds
+///   | MaskTile[], MaskRow[], of custom masks | uint32 counters[num_split_tiles + 1]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -25,7 +25,7 @@
 namespace onewave {
 
 inline constexpr uint32_t kPlanMagic = 0x4e4c5057;  // "WPLN"
-inline constexpr uint32_t kPlanVersion = 8;
+inline constexpr uint32_t kPlanVersion = 9;
 
 /// Keys of one kv head per step, in which keys are counted and cut. A narrow item may take several kv heads
 /// together, and then so many fewer keys.
@@ -83,8 +83,10 @@ struct PlanHeader {
   float logits_soft_cap;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
   uint32_t mask_tiles_offset;
   uint32_t mask_rows_offset;
+  uint32_t links_offset;
   uint32_t is_masked;  ///< not 0: there is a window, a soft cap or a custom_mask, which only the masked
                        ///< kernels look at
+  uint32_t reserved;   ///< 0
 };
 
 /// What one CTA does: its narrow items [narrow_begin, narrow_end), then wide ones, until there are no more:
@@ -113,8 +115,11 @@ inline constexpr int32_t kNoMask = -1;
 /// heads_per_step kv heads are done together (1, or as cpp/head_groups.h has it; 1 where the item is wide or
 /// is planned without keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie
 /// side by side, memory is then read in longer runs.
+///
+/// A prefix that requests share is an item of its own: its rows are those of all of them, which lie one after
+/// another in q, and its keys are the first one's.
 struct WorkItem {
-  int32_t request;        ///< index in the batch
+  int32_t request;        ///< index in the batch; of a prefix, the first that shares it
   int32_t q_token_begin;  ///< row of q and out at which the request starts
   int32_t row_begin;      ///< first packed row of the tile
   int32_t num_rows;
@@ -126,8 +131,9 @@ struct WorkItem {
   int32_t page_begin;    ///< index in kv_indices of the request's first page
   int32_t kv_head_begin;
   int32_t kv_head_end;     ///< heads_per_step divides the range
-  int32_t heads_per_step;  ///< in a split item all of its heads
-  int32_t split_tile;      ///< index of the SplitTile this item is a part of, -1: it writes the output itself
+  int32_t heads_per_step;  ///< where kv heads have one SplitTile together, all of the item's
+  int32_t split_tile;      ///< index of the SplitTile that this item is a part of, and those of its further
+                           ///< kv heads follow it; -1: it writes the output itself
   int32_t split_idx;
 };
 
@@ -140,6 +146,12 @@ struct WorkItem {
 /// arrive merges them in the order of split_idx and sets the counter back to 0. Where one CTA has all of them
 /// it merges after the last, the counter is not used, and the same partial rows may be those of its next such
 /// tile.
+///
+/// Shared prefixes. A prefix's tile has the rows of its members, which are tiles of requests, one after
+/// another. Nothing is merged for the prefix itself: when its splits are there, it counts itself in the
+/// counter of each member, and those that have then all they wait for, their own splits and their prefixes,
+/// are merged. A member's row is merged from the partials of its prefixes, in the order of the links, and
+/// then its own. Each such tile has a SplitTile for each kv head, one after another.
 struct SplitTile {
   int32_t q_token_begin;
   int32_t row_begin;
@@ -149,8 +161,19 @@ struct SplitTile {
   int32_t num_splits;
   int32_t partial_row_begin;
   int32_t
-      is_of_one_cta;  ///< not 0: one CTA has all of its items, narrow ones, in this order one after another
+      is_of_one_cta;   ///< not 0: one CTA has all of its items, narrow ones, in this order one after another
+  int32_t link_begin;  ///< of a member, its prefixes: for each the index of its first kv head's SplitTile;
+                       ///< of a prefix, for each row the number of its member
+  int32_t num_prefixes;  ///< of a member; else 0
+  int32_t first_member;  ///< of a prefix, its first member's SplitTile of the same kv head; the next ones'
+                         ///< follow num_kv_heads apart
+  int32_t num_members;   ///< 0: the tile is no prefix
 };
+
+/// Splits of a tile and prefixes that it waits for.
+ONEWAVE_HOST_DEVICE constexpr int32_t num_arrivals(const SplitTile& tile) {
+  return tile.num_splits + tile.num_prefixes;
+}
 
 /// An item as planned, where a request may turn out to have fewer keys: what update_kv_lens() starts from
 /// each time.
@@ -159,7 +182,7 @@ struct ItemBounds {
   int32_t window_shift;
   int32_t kv_begin;
   int32_t kv_end;
-  int32_t kv_len;  ///< keys of the request: its upper bound
+  int32_t kv_len;  ///< keys of the request: its upper bound; of a prefix, its own
 };
 
 /// kTileKv keys that some row of a tile with a custom mask sees.
@@ -175,10 +198,10 @@ struct MaskRow {
 };
 
 /// Where the CTA records begin in every plan: a CTA reads its own beside the header, not after it.
-inline constexpr uint32_t kCtasOffset = 128;
+inline constexpr uint32_t kCtasOffset = 144;
 
-static_assert(sizeof(PlanHeader) == 128 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 60 && sizeof(SplitTile) == 32 && sizeof(ItemBounds) == 20);
+static_assert(sizeof(PlanHeader) == 136 && sizeof(CtaRecord) == 16);
+static_assert(sizeof(WorkItem) == 60 && sizeof(SplitTile) == 48 && sizeof(ItemBounds) == 20);
 static_assert(sizeof(MaskTile) == 8 && sizeof(MaskRow) == 16);
 
 /// First bytes of every section are multiples of this.

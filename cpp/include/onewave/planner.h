@@ -24,6 +24,9 @@ struct PlanLimits {
   SplitPolicy split_policy = SplitPolicy::kBalanced;
   int32_t num_windows = 1;     ///< plans that one object holds at a time, one for each window
   int32_t max_mask_bytes = 0;  ///< of the custom masks in a plan, as MaskTiles and MaskRows
+  /// Query tokens of a plan that share prefixes, one in several groups counted in each: room for their
+  /// partials. (Those of longer prompts share none, see PrefixGroup.)
+  int32_t max_shared_qo_len = 0;
 };
 
 /// What a query sees, beside what BatchSpec::causal says, and what becomes of its scores. The query at
@@ -38,6 +41,19 @@ struct MaskSpec {
   /// no such mask. Both may be null.
   const uint8_t* custom_mask = nullptr;
   const int64_t* mask_indptr = nullptr;  ///< [batch_size + 1], bytes
+};
+
+/// Requests whose first tokens are the same pages: these are read once for all of them. Groups nest, as paths
+/// in a tree of prefixes do: two have no request in common, or one has all of the other's; where that one's
+/// prefix is longer, the part behind the outer one's is what is read for it.
+///
+/// It changes no result but by rounding. What is shared ends at the last multiple of kTileKv. A request of
+/// more packed rows than half of a wide tile reads all its keys for itself, which takes no more reads; so do
+/// all in a plan of a window.
+struct PrefixGroup {
+  int32_t request_begin;
+  int32_t request_end;
+  int32_t num_tokens;  ///< which all queries of these requests see: before the first one's position
 };
 
 /// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
@@ -57,6 +73,10 @@ struct BatchSpec {
   /// bounds then, which what is above them counts as. Null: kv_len_arr are the lengths.
   const int32_t* actual_kv_len_arr = nullptr;
   MaskSpec masks{};
+  /// [num_prefix_groups], in any order. Page tables and lengths are those of whole requests all the same;
+  /// that the pages are the same is not checked. Lengths that are upper bounds never fall below a prefix.
+  const PrefixGroup* prefix_groups = nullptr;
+  int32_t num_prefix_groups = 0;
 };
 
 /// Where things lie in the device workspace. The plans are at its start, one for each window.

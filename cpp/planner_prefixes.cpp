@@ -1,0 +1,214 @@
+#include "planner_prefixes.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+#include "fail.h"
+
+namespace onewave::planner {
+namespace {
+
+int64_t num_packed_rows(const BatchSpec& batch, int32_t request) {
+  const int64_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
+  return qo_len * (batch.shape.num_qo_heads / batch.shape.num_kv_heads);
+}
+
+/// Keys that every query of a request sees.
+int64_t keys_of_all(const BatchSpec& batch, int32_t request) {
+  const int64_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
+  const int64_t kv_len = batch.kv_len_arr[request];
+  const bool is_causal =
+      batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
+  return is_causal ? kv_len - qo_len + 1 : kv_len;
+}
+
+void check_group(const BatchSpec& batch, int32_t index) {
+  const PrefixGroup& group = batch.prefix_groups[index];
+  if (group.request_begin < 0 || group.request_end < group.request_begin ||
+      group.request_end > batch.batch_size) {
+    fail("prefix_groups[", index, "] has the requests ", group.request_begin, "..", group.request_end,
+         ", they must be a range of the ", batch.batch_size, " of the batch");
+  }
+  if (group.num_tokens < 0)
+    fail("prefix_groups[", index, "] has ", group.num_tokens, " tokens, it must have 0 or more");
+  for (int32_t i = group.request_begin; i < group.request_end; ++i) {
+    const bool has_queries = batch.qo_indptr[i + 1] > batch.qo_indptr[i];
+    if (has_queries && group.num_tokens > keys_of_all(batch, i)) {
+      fail("prefix_groups[", index, "] has ", group.num_tokens, " tokens, it must have at most ",
+           std::max<int64_t>(keys_of_all(batch, i), 0), ", which all queries of request ", i, " see");
+    }
+  }
+}
+
+}  // namespace
+
+void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits) {
+  if (batch.num_prefix_groups == 0) return;
+  if (batch.num_prefix_groups < 0 || batch.prefix_groups == nullptr) {
+    fail("prefix_groups is null or has ", batch.num_prefix_groups, " groups, it must have 0 or more");
+  }
+  if (limits.split_policy == SplitPolicy::kFixed) {
+    fail("prefix_groups is given with fixed splits; a request's bits would depend on its group");
+  }
+  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) check_group(batch, i);
+}
+
+void Prefixes::start(const BatchSpec& batch) {
+  groups_.clear();
+  requests_.clear();
+  members_.clear();
+  links_.clear();
+  shared_qo_len_ = 0;
+  num_split_tiles_ = 0;
+  if (batch.num_prefix_groups == 0 || batch.masks.window_left >= 0) return;
+
+  sorted_.assign(batch.prefix_groups, batch.prefix_groups + batch.num_prefix_groups);
+  std::sort(sorted_.begin(), sorted_.end(), [](const PrefixGroup& a, const PrefixGroup& b) {
+    return std::tuple(a.request_begin, -a.request_end, a.num_tokens) <
+           std::tuple(b.request_begin, -b.request_end, b.num_tokens);
+  });
+  members_before_.assign(1, 0);
+  rows_before_.assign(1, 0);
+  for (int32_t i = 0; i < batch.batch_size; ++i) {
+    const int64_t num_rows = num_packed_rows(batch, i);
+    const bool may_share = num_rows > 0 && num_rows <= kMostMemberRows;
+    members_before_.push_back(members_before_.back() + may_share);
+    rows_before_.push_back(rows_before_.back() + (may_share ? num_rows : 0));
+  }
+  requests_.assign(batch.batch_size, {});
+  around_.clear();
+  for (const PrefixGroup& group : sorted_) {
+    while (!around_.empty() && around_.back().request_end <= group.request_begin) around_.pop_back();
+    if (!around_.empty() && group.request_end > around_.back().request_end) {
+      fail("prefix_groups has requests ", around_.back().request_begin, "..", around_.back().request_end,
+           " and ", group.request_begin, "..", group.request_end,
+           ", one must have all of the other's or none");
+    }
+    const int32_t kv_begin = around_.empty() ? 0 : around_.back().kv_end;
+    const int32_t kv_end = std::max(group.num_tokens / kTileKv * kTileKv, kv_begin);
+    const int32_t num_members = members_before_[group.request_end] - members_before_[group.request_begin];
+    const int64_t num_rows = rows_before_[group.request_end] - rows_before_[group.request_begin];
+    around_.push_back({group.request_begin, group.request_end, kv_begin, kv_end, num_rows});
+    if (num_members < 2 || kv_end == kv_begin) continue;
+    groups_.push_back(around_.back());
+    for (int32_t i = group.request_begin; i < group.request_end; ++i) {
+      if (members_before_[i + 1] == members_before_[i]) continue;
+      requests_[i].num_keys = kv_end;
+      ++requests_[i].num_groups;
+    }
+  }
+}
+
+void Prefixes::add_member(const BatchSpec& batch, Tile& tile, Schedule& schedule) {
+  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+  const int32_t num_groups = requests_[tile.request].num_groups;
+  const auto link_begin = static_cast<int32_t>(links_.size());
+  tile.split_tile = static_cast<int32_t>(schedule.split_tiles.size());
+  tile.cost_class = merged_class(tile.cost_class);
+  for (int32_t head = 0; head < tile.kv_head_end; ++head) {
+    SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
+    split_tile.link_begin = link_begin;
+    split_tile.num_prefixes = num_groups;
+  }
+  members_.push_back({.request = tile.request,
+                      .num_rows = tile.num_rows,
+                      .q_token_begin = tile.q_token_begin,
+                      .next_link = link_begin});
+  links_.resize(links_.size() + num_groups);
+  shared_qo_len_ += int64_t{tile.num_rows / group_size} * num_groups;
+}
+
+void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles,
+                         std::vector<Tile>& wide_tiles, Schedule& schedule) {
+  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+  const auto member_of = [&](int32_t request) {
+    const auto is_before = [](const Member& member, int32_t value) { return member.request < value; };
+    return static_cast<size_t>(std::lower_bound(members_.begin(), members_.end(), request, is_before) -
+                               members_.begin());
+  };
+  for (const Group& group : groups_) {
+    const size_t members_end = member_of(group.request_end);
+    size_t begin = member_of(group.request_begin);
+    std::vector<Tile>& tiles = group.num_rows <= kNarrowTileQ ? narrow_tiles : wide_tiles;
+    while (begin < members_end) {
+      size_t end = begin + 1;
+      int32_t num_rows = members_[begin].num_rows;
+      for (; end < members_end; ++end) {
+        const Member& last = members_[end - 1];
+        const bool is_next = members_[end].q_token_begin == last.q_token_begin + last.num_rows / group_size;
+        if (!is_next || num_rows + members_[end].num_rows > kWideTileQ) break;
+        num_rows += members_[end].num_rows;
+      }
+      tiles.push_back(make_tile(batch, group, begin, end, num_rows, schedule));
+      begin = end;
+    }
+  }
+  num_split_tiles_ = schedule.split_tiles.size();
+}
+
+Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, size_t member_begin, size_t member_end,
+                         int32_t num_rows, Schedule& schedule) {
+  const Member& first = members_[member_begin];
+  const int32_t num_kv_heads = batch.shape.num_kv_heads;
+  const WorkItem whole{
+      .request = first.request,
+      .q_token_begin = first.q_token_begin,
+      .row_begin = 0,
+      .num_rows = num_rows,
+      .causal_shift = group.kv_end,  // all rows see all keys
+      .window_shift = kNoWindow,
+      .mask_begin = kNoMask,
+      .kv_begin = group.kv_begin,
+      .kv_end = group.kv_end,
+      .page_begin = first_page(batch, first.request),
+      .kv_head_begin = 0,
+      .kv_head_end = num_kv_heads,
+      .heads_per_step = 1,
+      .split_tile = static_cast<int32_t>(schedule.split_tiles.size()),
+      .split_idx = 0,
+  };
+  const bool is_narrow = group.num_rows <= kNarrowTileQ;
+  const int32_t cost_class = is_narrow ? row_class(num_rows) : onewave::planner::wide_class(group.num_rows);
+  const Tile tile{whole, merged_class(cost_class)};
+  const auto link_begin = static_cast<int32_t>(links_.size());
+  for (int32_t head = 0; head < num_kv_heads; ++head) {
+    SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
+    split_tile.link_begin = link_begin;
+    split_tile.first_member = static_cast<int32_t>(member_begin) * num_kv_heads + head;
+    split_tile.num_members = static_cast<int32_t>(member_end - member_begin);
+  }
+  for (size_t i = member_begin; i < member_end; ++i) {
+    links_[members_[i].next_link++] = whole.split_tile;
+    links_.insert(links_.end(), members_[i].num_rows, static_cast<int32_t>(i - member_begin));
+  }
+  return tile;
+}
+
+void Prefixes::place_partials(Schedule& schedule) const {
+  if (empty()) return;
+  const auto count = [&](const WorkItem& item) {
+    if (item.split_tile < 0 || static_cast<size_t>(item.split_tile) >= num_split_tiles_) return;
+    for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) {
+      SplitTile& tile = schedule.split_tiles[item.split_tile + head - item.kv_head_begin];
+      tile.num_splits = std::max(tile.num_splits, item.split_idx + 1);
+    }
+  };
+  for (const WorkItem& item : schedule.narrow_items) count(item);
+  for (const WideItem& wide : schedule.wide_items) count(wide.item);
+  for (size_t i = 0; i < num_split_tiles_; ++i) {
+    SplitTile& tile = schedule.split_tiles[i];
+    tile.partial_row_begin = schedule.num_partial_rows;
+    schedule.num_partial_rows += tile.num_splits * tile.num_rows;
+  }
+}
+
+WideClass Prefixes::wide_class(int32_t request, int32_t key) const {
+  const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& candidate) {
+    return candidate.request_begin <= request && request < candidate.request_end &&
+           candidate.kv_begin <= key && key < candidate.kv_end;
+  });
+  return onewave::planner::wide_class(group->num_rows);
+}
+
+}  // namespace onewave::planner
