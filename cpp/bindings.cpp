@@ -222,7 +222,8 @@ nb::tuple header_layout() {
       ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
       ONEWAVE_FIELD(PlanHeader, sm_scale_log2), ONEWAVE_FIELD(PlanHeader, logits_soft_cap),
       ONEWAVE_FIELD(PlanHeader, mask_tiles_offset), ONEWAVE_FIELD(PlanHeader, mask_rows_offset),
-      ONEWAVE_FIELD(PlanHeader, links_offset), ONEWAVE_FIELD(PlanHeader, is_masked));
+      ONEWAVE_FIELD(PlanHeader, partial_rows_offset), ONEWAVE_FIELD(PlanHeader, row_members_offset),
+      ONEWAVE_FIELD(PlanHeader, is_masked));
 }
 
 nb::tuple work_item_layout() {
@@ -248,8 +249,11 @@ nb::dict plan_layout() {
       ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
       ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
       ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta),
-      ONEWAVE_FIELD(SplitTile, link_begin), ONEWAVE_FIELD(SplitTile, num_prefixes),
+      ONEWAVE_FIELD(SplitTile, list_begin), ONEWAVE_FIELD(SplitTile, num_prefixes),
       ONEWAVE_FIELD(SplitTile, first_member), ONEWAVE_FIELD(SplitTile, num_members));
+  layout["PartialRows"] = record_layout(
+      sizeof(PartialRows), ONEWAVE_FIELD(PartialRows, first), ONEWAVE_FIELD(PartialRows, stride),
+      ONEWAVE_FIELD(PartialRows, num_splits), ONEWAVE_FIELD(PartialRows, reserved));
   layout["ItemBounds"] =
       record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
                     ONEWAVE_FIELD(ItemBounds, window_shift), ONEWAVE_FIELD(ItemBounds, kv_begin),

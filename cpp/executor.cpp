@@ -225,17 +225,15 @@ class Execution {
   /// Those of a tile's row: of its prefixes, and then its own.
   template <class Visit>
   void for_each_partial_row(const SplitTile& tile, int32_t kv_head, int32_t row, const Visit& visit) const {
-    const auto* links = plan_section<int32_t>(&header_, header_.links_offset) + tile.link_begin;
-    const auto first_row = [&](const SplitTile& of) {
-      return int64_t{of.q_token_begin} * header_.group_size + of.row_begin;
-    };
-    for (int32_t i = 0; i < tile.num_prefixes; ++i) {
-      const SplitTile& prefix = split_tiles_[links[i] + kv_head];
-      const auto prefix_row = static_cast<int32_t>(first_row(tile) - first_row(prefix)) + row;
-      for (int32_t split = 0; split < prefix.num_splits; ++split)
-        visit(partial_row(prefix, kv_head, split, prefix_row));
+    if (tile.num_prefixes == 0) {
+      for (int32_t split = 0; split < tile.num_splits; ++split) visit(partial_row(tile, kv_head, split, row));
+      return;
     }
-    for (int32_t split = 0; split < tile.num_splits; ++split) visit(partial_row(tile, kv_head, split, row));
+    const auto* sources = plan_section<PartialRows>(&header_, header_.partial_rows_offset) + tile.list_begin;
+    for (int32_t i = 0; i <= tile.num_prefixes; ++i) {
+      for (int32_t split = 0; split < sources[i].num_splits; ++split)
+        visit(sources[i].first + int64_t{split} * sources[i].stride + row);
+    }
   }
 
   /// lse = log2(sum_s 2^lse_s), out = sum_s 2^(lse_s - lse) out_s, with s in the order of the plan, so that

@@ -37,7 +37,8 @@ struct PlanSections {
   int64_t ctas_offset;
   int64_t items_offset;
   int64_t split_tiles_offset;
-  int64_t links_offset;
+  int64_t partial_rows_offset;
+  int64_t row_members_offset;
   int64_t item_bounds_offset;
   int64_t mask_tiles_offset;
   int64_t mask_rows_offset;
@@ -45,17 +46,21 @@ struct PlanSections {
   int64_t end;
 };
 
-PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles, int64_t num_links,
-                           bool has_bounds, int64_t mask_tile_bytes, int64_t mask_row_bytes) {
+PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles,
+                           int64_t num_partial_rows, int64_t num_row_members, bool has_bounds,
+                           int64_t mask_tile_bytes, int64_t mask_row_bytes) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
   sections.ctas_offset = kCtasOffset;
   sections.items_offset = sections.ctas_offset + align_up(num_ctas * sizeof(CtaRecord), kPlanAlignment);
   sections.split_tiles_offset =
       sections.items_offset + align_up(num_items * sizeof(WorkItem), kPlanAlignment);
-  sections.links_offset =
+  sections.partial_rows_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
-  sections.item_bounds_offset = sections.links_offset + align_up(num_links * sizeof(int32_t), kPlanAlignment);
+  sections.row_members_offset =
+      sections.partial_rows_offset + align_up(num_partial_rows * sizeof(PartialRows), kPlanAlignment);
+  sections.item_bounds_offset =
+      sections.row_members_offset + align_up(num_row_members * sizeof(int32_t), kPlanAlignment);
   sections.mask_tiles_offset = sections.item_bounds_offset +
                                (has_bounds ? align_up(num_items * sizeof(ItemBounds), kPlanAlignment) : 0);
   sections.mask_rows_offset = sections.mask_tiles_offset + align_up(mask_tile_bytes, kPlanAlignment);
@@ -78,8 +83,8 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
 /// them.
 ///
 /// Shared prefixes. A member has a query token or more, and a prefix's tile a member or more: each is at most
-/// an item and a split tile for each kv head. Links are one for each member and group, and one for each row
-/// of a prefix.
+/// an item and a split tile for each kv head. A member has PartialRows for each kv head, of its own and of
+/// each of its prefixes; a prefix has a number for each row.
 PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape) {
   const int64_t group_size = shape.num_qo_heads / shape.num_kv_heads;
   const int64_t max_rows = limits.max_total_qo_len * group_size;
@@ -91,14 +96,14 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
   if (limits.split_policy == SplitPolicy::kFixed) {
     const int64_t max_units = max_narrow * shape.num_kv_heads;
     const int64_t max_chunks = max_units * ChunkRule(limits, shape).most_chunks();
-    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, 0, true, 0,
+    return plan_sections(limits.num_ctas, max_chunks + max_wide_items, max_units, 0, 0, true, 0,
                          limits.max_mask_bytes);
   }
   const int64_t max_shared = limits.max_shared_qo_len;
   const int64_t max_prefix_units = max_shared * shape.num_kv_heads;
   const int64_t max_items = max_narrow + max_wide_items + max_prefix_units + 3 * max_boundaries;
   return plan_sections(limits.num_ctas, max_items, max_boundaries + 2 * max_prefix_units,
-                       max_shared * (1 + group_size), true, 0, limits.max_mask_bytes);
+                       2 * max_prefix_units, max_shared * group_size, true, 0, limits.max_mask_bytes);
 }
 
 bool is_causal(const BatchSpec& batch, int32_t request) {
@@ -166,7 +171,7 @@ void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
     const bool has_keys = whole.kv_end > whole.kv_begin;
     std::vector<Tile>& tiles = is_narrow || !has_keys ? scratch.narrow_tiles : scratch.wide_tiles;
     tiles.push_back({whole, is_narrow ? row_class(whole.num_rows) : wide_class(num_rows)});
-    if (num_shared_keys > 0) scratch.prefixes.add_member(batch, tiles.back(), scratch.schedule);
+    if (num_shared_keys > 0) scratch.prefixes.add_member(tiles.back(), scratch.schedule);
   }
 }
 
@@ -267,15 +272,18 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
   const auto num_split_tiles = static_cast<int32_t>(schedule.split_tiles.size());
   const bool has_bounds = batch.actual_kv_len_arr != nullptr;
   const PlanMasks& masks = scratch.masks;
-  const std::vector<int32_t>& links = scratch.prefixes.links();
+  const std::vector<PartialRows>& partial_rows = scratch.prefixes.partial_rows();
+  const std::vector<int32_t>& row_members = scratch.prefixes.row_members();
   const PlanSections sections =
-      plan_sections(num_ctas, num_items, num_split_tiles, static_cast<int64_t>(links.size()), has_bounds,
+      plan_sections(num_ctas, num_items, num_split_tiles, static_cast<int64_t>(partial_rows.size()),
+                    static_cast<int64_t>(row_members.size()), has_bounds,
                     static_cast<int64_t>(masks.tiles.size() * sizeof(MaskTile)),
                     static_cast<int64_t>(masks.rows.size() * sizeof(MaskRow)));
   auto* bytes = static_cast<unsigned char*>(buffer);
   std::memset(bytes, 0, sections.ctas_offset);
   // What lies between sections: equal batches have equal plans, to the byte.
-  for (const int64_t end : {sections.split_tiles_offset, sections.links_offset, sections.item_bounds_offset,
+  for (const int64_t end : {sections.split_tiles_offset, sections.partial_rows_offset,
+                            sections.row_members_offset, sections.item_bounds_offset,
                             sections.mask_tiles_offset, sections.mask_rows_offset, sections.counters_offset})
     std::memset(bytes + end - kPlanAlignment, 0, kPlanAlignment);
   const auto [num_first_items, num_working] = write_items(
@@ -314,14 +322,17 @@ const PlanHeader* write_plan(const BatchSpec& batch, double launch_us, Scratch& 
       .logits_soft_cap = batch.masks.logits_soft_cap,
       .mask_tiles_offset = static_cast<uint32_t>(sections.mask_tiles_offset),
       .mask_rows_offset = static_cast<uint32_t>(sections.mask_rows_offset),
-      .links_offset = static_cast<uint32_t>(sections.links_offset),
+      .partial_rows_offset = static_cast<uint32_t>(sections.partial_rows_offset),
+      .row_members_offset = static_cast<uint32_t>(sections.row_members_offset),
       .is_masked = batch.masks.window_left >= 0 || batch.masks.logits_soft_cap > 0 ||
                    batch.masks.custom_mask != nullptr,
-      .reserved = 0,
   };
   std::copy(schedule.split_tiles.begin(), schedule.split_tiles.end(),
             reinterpret_cast<SplitTile*>(bytes + sections.split_tiles_offset));
-  std::copy(links.begin(), links.end(), reinterpret_cast<int32_t*>(bytes + sections.links_offset));
+  std::copy(partial_rows.begin(), partial_rows.end(),
+            reinterpret_cast<PartialRows*>(bytes + sections.partial_rows_offset));
+  std::copy(row_members.begin(), row_members.end(),
+            reinterpret_cast<int32_t*>(bytes + sections.row_members_offset));
   if (has_bounds)
     write_bounds(batch, *header, reinterpret_cast<ItemBounds*>(bytes + sections.item_bounds_offset));
   std::copy(masks.tiles.begin(), masks.tiles.end(),
@@ -353,7 +364,7 @@ SplitTile split_tile_of(const Tile& tile, int32_t kv_head) {
       .num_splits = 0,
       .partial_row_begin = 0,
       .is_of_one_cta = 0,
-      .link_begin = 0,
+      .list_begin = 0,
       .num_prefixes = 0,
       .first_member = 0,
       .num_members = 0,

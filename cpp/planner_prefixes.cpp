@@ -20,7 +20,7 @@ int64_t keys_of_all(const BatchSpec& batch, int32_t request) {
   const int64_t kv_len = batch.kv_len_arr[request];
   const bool is_causal =
       batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
-  return is_causal ? kv_len - qo_len + 1 : kv_len;
+  return is_causal ? std::max<int64_t>(kv_len - qo_len + 1, 0) : kv_len;
 }
 
 void check_group(const BatchSpec& batch, int32_t index) {
@@ -36,7 +36,7 @@ void check_group(const BatchSpec& batch, int32_t index) {
     const bool has_queries = batch.qo_indptr[i + 1] > batch.qo_indptr[i];
     if (has_queries && group.num_tokens > keys_of_all(batch, i)) {
       fail("prefix_groups[", index, "] has ", group.num_tokens, " tokens, it must have at most ",
-           std::max<int64_t>(keys_of_all(batch, i), 0), ", which all queries of request ", i, " see");
+           keys_of_all(batch, i), ", which all queries of request ", i, " see");
     }
   }
 }
@@ -58,9 +58,13 @@ void Prefixes::start(const BatchSpec& batch) {
   groups_.clear();
   requests_.clear();
   members_.clear();
-  links_.clear();
+  prefix_tiles_.clear();
+  partial_rows_.clear();
+  row_members_.clear();
   shared_qo_len_ = 0;
   num_split_tiles_ = 0;
+  num_kv_heads_ = batch.shape.num_kv_heads;
+  group_size_ = batch.shape.num_qo_heads / num_kv_heads_;
   if (batch.num_prefix_groups == 0 || batch.masks.window_left >= 0) return;
 
   sorted_.assign(batch.prefix_groups, batch.prefix_groups + batch.num_prefix_groups);
@@ -100,28 +104,26 @@ void Prefixes::start(const BatchSpec& batch) {
   }
 }
 
-void Prefixes::add_member(const BatchSpec& batch, Tile& tile, Schedule& schedule) {
-  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+void Prefixes::add_member(Tile& tile, Schedule& schedule) {
   const int32_t num_groups = requests_[tile.request].num_groups;
-  const auto link_begin = static_cast<int32_t>(links_.size());
   tile.split_tile = static_cast<int32_t>(schedule.split_tiles.size());
   tile.cost_class = merged_class(tile.cost_class);
   for (int32_t head = 0; head < tile.kv_head_end; ++head) {
     SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
-    split_tile.link_begin = link_begin;
     split_tile.num_prefixes = num_groups;
   }
+  const auto num_prefixes = static_cast<int32_t>(prefix_tiles_.size());
   members_.push_back({.request = tile.request,
                       .num_rows = tile.num_rows,
                       .q_token_begin = tile.q_token_begin,
-                      .next_link = link_begin});
-  links_.resize(links_.size() + num_groups);
-  shared_qo_len_ += int64_t{tile.num_rows / group_size} * num_groups;
+                      .prefix_begin = num_prefixes,
+                      .prefix_end = num_prefixes});
+  prefix_tiles_.resize(prefix_tiles_.size() + num_groups);
+  shared_qo_len_ += int64_t{tile.num_rows / group_size_} * num_groups;
 }
 
 void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles,
                          std::vector<Tile>& wide_tiles, Schedule& schedule) {
-  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
   const auto member_of = [&](int32_t request) {
     const auto is_before = [](const Member& member, int32_t value) { return member.request < value; };
     return static_cast<size_t>(std::lower_bound(members_.begin(), members_.end(), request, is_before) -
@@ -130,30 +132,29 @@ void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles
   for (const Group& group : groups_) {
     const size_t members_end = member_of(group.request_end);
     size_t begin = member_of(group.request_begin);
+    const int32_t first_request = members_[begin].request;
     std::vector<Tile>& tiles = group.num_rows <= kNarrowTileQ ? narrow_tiles : wide_tiles;
     while (begin < members_end) {
       size_t end = begin + 1;
       int32_t num_rows = members_[begin].num_rows;
       for (; end < members_end; ++end) {
         const Member& last = members_[end - 1];
-        const bool is_next = members_[end].q_token_begin == last.q_token_begin + last.num_rows / group_size;
+        const bool is_next = members_[end].q_token_begin == last.q_token_begin + last.num_rows / group_size_;
         if (!is_next || num_rows + members_[end].num_rows > kWideTileQ) break;
         num_rows += members_[end].num_rows;
       }
-      tiles.push_back(make_tile(batch, group, begin, end, num_rows, schedule));
+      tiles.push_back(make_tile(batch, group, first_request, begin, end, num_rows, schedule));
       begin = end;
     }
   }
   num_split_tiles_ = schedule.split_tiles.size();
 }
 
-Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, size_t member_begin, size_t member_end,
-                         int32_t num_rows, Schedule& schedule) {
-  const Member& first = members_[member_begin];
-  const int32_t num_kv_heads = batch.shape.num_kv_heads;
+Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, int32_t first_request,
+                         size_t member_begin, size_t member_end, int32_t num_rows, Schedule& schedule) {
   const WorkItem whole{
-      .request = first.request,
-      .q_token_begin = first.q_token_begin,
+      .request = first_request,
+      .q_token_begin = members_[member_begin].q_token_begin,
       .row_begin = 0,
       .num_rows = num_rows,
       .causal_shift = group.kv_end,  // all rows see all keys
@@ -161,9 +162,9 @@ Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, size_t memb
       .mask_begin = kNoMask,
       .kv_begin = group.kv_begin,
       .kv_end = group.kv_end,
-      .page_begin = first_page(batch, first.request),
+      .page_begin = first_page(batch, first_request),
       .kv_head_begin = 0,
-      .kv_head_end = num_kv_heads,
+      .kv_head_end = num_kv_heads_,
       .heads_per_step = 1,
       .split_tile = static_cast<int32_t>(schedule.split_tiles.size()),
       .split_idx = 0,
@@ -171,21 +172,21 @@ Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, size_t memb
   const bool is_narrow = group.num_rows <= kNarrowTileQ;
   const int32_t cost_class = is_narrow ? row_class(num_rows) : onewave::planner::wide_class(group.num_rows);
   const Tile tile{whole, merged_class(cost_class)};
-  const auto link_begin = static_cast<int32_t>(links_.size());
-  for (int32_t head = 0; head < num_kv_heads; ++head) {
+  const auto list_begin = static_cast<int32_t>(row_members_.size());
+  for (int32_t head = 0; head < num_kv_heads_; ++head) {
     SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
-    split_tile.link_begin = link_begin;
-    split_tile.first_member = static_cast<int32_t>(member_begin) * num_kv_heads + head;
+    split_tile.list_begin = list_begin;
+    split_tile.first_member = static_cast<int32_t>(member_begin) * num_kv_heads_ + head;
     split_tile.num_members = static_cast<int32_t>(member_end - member_begin);
   }
   for (size_t i = member_begin; i < member_end; ++i) {
-    links_[members_[i].next_link++] = whole.split_tile;
-    links_.insert(links_.end(), members_[i].num_rows, static_cast<int32_t>(i - member_begin));
+    prefix_tiles_[members_[i].prefix_end++] = whole.split_tile;
+    row_members_.insert(row_members_.end(), members_[i].num_rows, static_cast<int32_t>(i - member_begin));
   }
   return tile;
 }
 
-void Prefixes::place_partials(Schedule& schedule) const {
+void Prefixes::place_partials(Schedule& schedule) {
   if (empty()) return;
   const auto count = [&](const WorkItem& item) {
     if (item.split_tile < 0 || static_cast<size_t>(item.split_tile) >= num_split_tiles_) return;
@@ -200,6 +201,23 @@ void Prefixes::place_partials(Schedule& schedule) const {
     SplitTile& tile = schedule.split_tiles[i];
     tile.partial_row_begin = schedule.num_partial_rows;
     schedule.num_partial_rows += tile.num_splits * tile.num_rows;
+  }
+  const auto add_rows = [&](const SplitTile& tile, int32_t row) {
+    partial_rows_.push_back({.first = tile.partial_row_begin + row,
+                             .stride = tile.num_rows,
+                             .num_splits = tile.num_splits,
+                             .reserved = 0});
+  };
+  SplitTile* tile = schedule.split_tiles.data();
+  for (const Member& member : members_) {
+    for (int32_t head = 0; head < num_kv_heads_; ++head, ++tile) {
+      tile->list_begin = static_cast<int32_t>(partial_rows_.size());
+      for (int32_t i = member.prefix_begin; i < member.prefix_end; ++i) {
+        const SplitTile& prefix = schedule.split_tiles[prefix_tiles_[i] + head];
+        add_rows(prefix, (member.q_token_begin - prefix.q_token_begin) * group_size_);
+      }
+      add_rows(*tile, 0);
+    }
   }
 }
 

@@ -28,19 +28,20 @@ class Prefixes {
   int32_t num_shared_keys(int32_t request) const { return empty() ? 0 : requests_[request].num_keys; }
 
   /// Makes the tile of a request a member and gives it its SplitTiles: request by request, before any other.
-  void add_member(const BatchSpec& batch, Tile& tile, Schedule& schedule);
+  void add_member(Tile& tile, Schedule& schedule);
   /// The tiles of all prefixes, when all members are there.
   void add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles, std::vector<Tile>& wide_tiles,
                  Schedule& schedule);
   /// The partial rows of members and prefixes, when all is scheduled.
-  void place_partials(Schedule& schedule) const;
+  void place_partials(Schedule& schedule);
 
   /// Of a wide tile of the prefix of a request that has this key.
   WideClass wide_class(int32_t request, int32_t key) const;
 
   /// Query tokens of all members, counted in each of their groups.
   int64_t shared_qo_len() const { return shared_qo_len_; }
-  const std::vector<int32_t>& links() const { return links_; }
+  const std::vector<PartialRows>& partial_rows() const { return partial_rows_; }
+  const std::vector<int32_t>& row_members() const { return row_members_; }
 
  private:
   /// A PrefixGroup that has something to share: keys [kv_begin, kv_end).
@@ -60,12 +61,14 @@ class Prefixes {
     int32_t request;
     int32_t num_rows;
     int32_t q_token_begin;
-    int32_t next_link;  ///< of the next of its prefixes, outer ones first
+    int32_t prefix_begin;  ///< in prefix_tiles_, outer ones first
+    int32_t prefix_end;
   };
 
-  /// The rows of the members [member_begin, member_end) against the keys of a group.
-  Tile make_tile(const BatchSpec& batch, const Group& group, size_t member_begin, size_t member_end,
-                 int32_t num_rows, Schedule& schedule);
+  /// The rows of the members [member_begin, member_end) against the keys of a group, by the pages of its
+  /// first.
+  Tile make_tile(const BatchSpec& batch, const Group& group, int32_t first_request, size_t member_begin,
+                 size_t member_end, int32_t num_rows, Schedule& schedule);
 
   std::vector<PrefixGroup> sorted_;
   std::vector<Group> around_;  ///< the groups around the one that is looked at, the innermost last
@@ -74,7 +77,11 @@ class Prefixes {
   std::vector<int32_t> members_before_;  ///< of each request: those before it that may be members,
   std::vector<int64_t> rows_before_;     ///< and their packed rows
   std::vector<Member> members_;
-  std::vector<int32_t> links_;
+  std::vector<int32_t> prefix_tiles_;  ///< of members: SplitTiles of their prefixes' first kv heads
+  std::vector<PartialRows> partial_rows_;
+  std::vector<int32_t> row_members_;
+  int32_t num_kv_heads_ = 0;
+  int32_t group_size_ = 0;
   int64_t shared_qo_len_ = 0;
   size_t num_split_tiles_ = 0;  ///< of members and prefixes, the plan's first
 };

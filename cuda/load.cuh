@@ -32,10 +32,10 @@ __device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
   return header->num_narrow_ctas > 0 ? ptx::kEvictLast : ptx::kEvictNormal;
 }
 
-/// The page ids of all requests. Masked kernels and those that widen read the address each time: their
-/// producers have no registers to keep it in.
+/// The page ids of all requests. Masked kernels that widen read the address each time: their producers have
+/// no registers to keep it in.
 __device__ __forceinline__ const int32_t* page_table(const KernelParams& params, const int32_t* kept) {
-  return kMasked || kWiden ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
+  return kMasked && kWiden ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
 }
 
 /// The keys of an item, as far as a loader looks at them.

@@ -11,47 +11,10 @@
 
 namespace onewave {
 
-/// Walks the partial rows that one row of a split tile is merged from: of its prefixes, and then its own.
-class PartialCursor {
- public:
-  __device__ __forceinline__ PartialCursor(const PlanHeader* header, const SplitTile* tile, int row)
-      : header_(header), tile_(tile), row_(row) {
-    if (tile_ != nullptr) next_tile();
-  }
-
-  __device__ __forceinline__ bool valid() const { return num_left_ > 0; }
-
-  __device__ __forceinline__ int take() {
-    const int row = partial_row_;
-    partial_row_ += stride_;
-    if (--num_left_ == 0 && prefix_ <= tile_->num_prefixes) next_tile();
-    return row;
-  }
-
- private:
-  __device__ __forceinline__ void next_tile() {
-    const SplitTile* from = tile_;
-    int row = row_;
-    if (prefix_ < tile_->num_prefixes) {
-      const int32_t* links = plan_section<int32_t>(header_, header_->links_offset);
-      from = split_tiles(header_) + links[tile_->link_begin + prefix_] + tile_->kv_head_begin;
-      row += (tile_->q_token_begin - from->q_token_begin) * header_->group_size + tile_->row_begin -
-             from->row_begin;
-    }
-    ++prefix_;
-    partial_row_ = from->partial_row_begin + row;
-    stride_ = (from->kv_head_end - from->kv_head_begin) * from->num_rows;
-    num_left_ = from->num_splits;
-  }
-
-  const PlanHeader* header_;
-  const SplitTile* tile_;  ///< null: of no row
-  int row_;                ///< in the tile, its kv heads one after another
-  int prefix_ = 0;         ///< the next; behind the last comes the tile itself
-  int partial_row_ = 0;
-  int stride_ = 0;
-  int num_left_ = 0;  ///< splits of the prefix, or of the tile
-};
+/// The list of a tile that has prefixes.
+__device__ __forceinline__ const PartialRows* partial_rows(const PlanHeader* header, const SplitTile& tile) {
+  return plan_section<PartialRows>(header, header->partial_rows_offset) + tile.list_begin;
+}
 
 /// The tiles that are merged together: one, or those members of a prefix that are ready.
 struct MergedTiles {
@@ -63,82 +26,99 @@ struct MergedTiles {
     return (tile.kv_head_end - tile.kv_head_begin) * tile.num_rows;
   }
 
-  /// The tile that a row is to be merged in, and which of that tile's rows it is; null: it is not.
+  /// The tile that a row is to be merged in, and which of that one's rows it is; null: it is not.
   __device__ __forceinline__ const SplitTile* tile_of(int& row) const {
-    if (row >= num_rows()) return nullptr;
     if (tile.num_members == 0) return &tile;
-    const int32_t* member_of_row = plan_section<int32_t>(header, header->links_offset) + tile.link_begin;
+    const int32_t* member_of_row =
+        plan_section<int32_t>(header, header->row_members_offset) + tile.list_begin;
     const int member = member_of_row[row];
     if ((ready[member / 32] >> member % 32 & 1) == 0) return nullptr;
     const SplitTile* merged = split_tiles(header) + tile.first_member + member * header->num_kv_heads;
-    row -= (merged->q_token_begin - tile.q_token_begin) * header->group_size + merged->row_begin -
-           tile.row_begin;
+    row -= (merged->q_token_begin - tile.q_token_begin) * header->group_size;
     return merged;
   }
 };
 
-/// What a row is so far. Its sink is a part without output.
-struct MergedRow {
-  float m;
-  float total;
-  float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+/// What a row is merged from: its prefixes, and last its own splits.
+__device__ __forceinline__ PartialRows partial_rows(const PlanHeader* header, const SplitTile& tile,
+                                                    int source) {
+  if (tile.num_prefixes > 0) return partial_rows(header, tile)[source];
+  return {tile.partial_row_begin, (tile.kv_head_end - tile.kv_head_begin) * tile.num_rows, tile.num_splits,
+          0};
+}
 
-  __device__ __forceinline__ explicit MergedRow(float sink) : m(sink), total(sink == -INFINITY ? 0.f : 1.f) {}
-
-  template <int kBatch>
-  __device__ __forceinline__ void add(const float (&lse)[kBatch], const float4 (&part)[kBatch]) {
-    const float previous = m;
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) m = fmaxf(m, lse[b]);
-    const float factor = ptx::ex2(previous - finite_max(m));
-    total *= factor;
-    sum = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const float weight = ptx::ex2(lse[b] - finite_max(m));
-      total += weight;
-      sum.x = fmaf(weight, part[b].x, sum.x);
-      sum.y = fmaf(weight, part[b].y, sum.y);
-      sum.z = fmaf(weight, part[b].z, sum.z);
-      sum.w = fmaf(weight, part[b].w, sum.w);
-    }
-  }
-};
-
-/// By all consumer threads.
+/// By all consumer threads. A thread has kVectors times four columns of a row, and of so many of its splits
+/// at a time all loads are on their way together. Few instructions: a CTA as a rule comes here once, and each
+/// 128 bytes of them are then a miss (bench/NOTES.md).
+template <int kVectors, int kBatch>
 __device__ __forceinline__ void merge(const KernelParams& params, const MergedTiles& tiles, int thread) {
-  constexpr int kBatch = 4;  ///< splits that are on their way together
-  constexpr int kChunks = kHeadDimVo / 4;
+  constexpr int kRowThreads = kHeadDimVo / 4 / kVectors;
   const FinalRows final_rows{params};
-  for (int i = thread; i < tiles.num_rows() * kChunks; i += kConsumerThreads) {
-    int tile_row = i / kChunks;
-    const int col = i % kChunks * 4;
+#pragma unroll 1
+  for (int i = thread; i < tiles.num_rows() * kRowThreads; i += kConsumerThreads) {
+    int tile_row = i / kRowThreads;
+    const int first_col = i % kRowThreads * 4;
     const SplitTile* tile = tiles.tile_of(tile_row);
     if (tile == nullptr) continue;
-    PartialCursor cursor(tiles.header, tile, tile_row);
+    float m = -INFINITY;
+    float total = 0.f;
+    float4 sums[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) sums[v] = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
+    for (int source = 0; source <= tile->num_prefixes; ++source) {
+      const PartialRows rows = partial_rows(tiles.header, *tile, source);
+      int64_t partial_row = rows.first + tile_row;
+#pragma unroll 1
+      for (int split = 0; split < rows.num_splits; split += kBatch) {
+        float lse[kBatch];
+        float4 part[kBatch][kVectors];
+        const float previous = m;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          const bool valid = split + b < rows.num_splits;
+          const float* values = params.partial_out + partial_row * kHeadDimVo + first_col;
+          lse[b] = valid ? params.partial_lse[partial_row] : -INFINITY;
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) {
+            part[b][v] = valid ? *reinterpret_cast<const float4*>(values + v * kRowThreads * 4)
+                               : make_float4(0.f, 0.f, 0.f, 0.f);
+          }
+          partial_row += rows.stride;
+        }
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) m = fmaxf(m, lse[b]);
+        const float factor = ptx::ex2(previous - finite_max(m));
+        total *= factor;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v)
+          sums[v] =
+              make_float4(sums[v].x * factor, sums[v].y * factor, sums[v].z * factor, sums[v].w * factor);
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          const float weight = ptx::ex2(lse[b] - finite_max(m));
+          total += weight;
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) {
+            sums[v].x = fmaf(weight, part[b][v].x, sums[v].x);
+            sums[v].y = fmaf(weight, part[b][v].y, sums[v].y);
+            sums[v].z = fmaf(weight, part[b][v].z, sums[v].z);
+            sums[v].w = fmaf(weight, part[b][v].w, sums[v].w);
+          }
+        }
+      }
+    }
     const int head = tile_row / tile->num_rows;
     const QueryRow row = query_row(tiles.header, *tile, head, tile_row - head * tile->num_rows);
-    MergedRow merged(final_rows.sink(row));
-#pragma unroll 1
-    while (cursor.valid()) {
-      float lse[kBatch];
-      float4 part[kBatch];
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        lse[b] = -INFINITY;
-        part[b] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (!cursor.valid()) continue;
-        const int64_t partial_row = cursor.take();
-        lse[b] = params.partial_lse[partial_row];
-        part[b] = *reinterpret_cast<const float4*>(params.partial_out + partial_row * kHeadDimVo + col);
-      }
-      merged.add(lse, part);
-    }
-    const RowEnd end(merged.m, merged.total, -INFINITY, 1.f, 1.f);
+    const RowEnd end(m, total, final_rows.sink(row), 1.f, 1.f);
     const float scale = end.out_scale;
-    const float4 sum = merged.sum;
-    final_rows.store_4(row, col, make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
-    if (col == 0) final_rows.store_lse(row, end.lse);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      final_rows.store_4(
+          row, first_col + v * kRowThreads * 4,
+          make_float4(sums[v].x * scale, sums[v].y * scale, sums[v].z * scale, sums[v].w * scale));
+    }
+    if (first_col == 0) final_rows.store_lse(row, end.lse);
   }
 }
 
@@ -169,11 +149,13 @@ __device__ __forceinline__ void count_in_members(const KernelParams& params, con
 /// After the partials of a split item are stored, by all consumer threads: counts it, and merges if it was
 /// the last. The barriers carry the threads' stores to the one that fences, and its fence back to the
 /// readers. Where one CTA has all items of the tile, they need no counter.
+template <Kind kKind>
 __device__ __forceinline__ void finish_split(const KernelParams& params, const WorkItem& item, int kv_head,
                                              int thread, Arrivals& arrivals) {
   if (item.split_tile < 0) return;
+  const PlanHeader* header = plan_header(params);
   const int index = split_tile_index(item, kv_head);
-  const SplitTile& tile = split_tiles(plan_header(params))[index];
+  const SplitTile& tile = split_tiles(header)[index];
   if (tile.is_of_one_cta) {
     if (item.split_idx + 1 < tile.num_splits) return;
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
@@ -188,7 +170,9 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
       ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     }
   }
-  merge(params, {plan_header(params), tile, arrivals.ready_members}, thread);
+  // A narrow tile has few rows, and a wide one as a rule few splits.
+  constexpr int kVectors = kKind == Kind::kNarrow ? 1 : 4;
+  merge<kVectors, kVectors == 1 ? 4 : 2>(params, {header, tile, arrivals.ready_members}, thread);
 }
 
 }  // namespace onewave

@@ -363,7 +363,7 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   } else {
     NarrowConsumer<32>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   }
-  finish_split(params, item, kv_head, thread, arrivals);
+  finish_split<Kind::kNarrow>(params, item, kv_head, thread, arrivals);
 }
 
 }  // namespace onewave

@@ -65,7 +65,7 @@ class WideConsumer {
       const HeadItem& tile = item();
       if constexpr (kWiden) take_scales(tile.kv_head);
       attend(tile, scores);
-      finish_split(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals);
+      finish_split<Kind::kWide>(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals);
     } while (has_next_);
     if (warpgroup_ == 0) take_turn();
   }
@@ -441,7 +441,7 @@ class WideConsumer {
   /// block and the other four of the next: eight bytes a lane, and whole sectors a row.
   __device__ __forceinline__ void store_final(const Output& output, const float (&out)[kWideOut]) const {
     const bool is_odd = thread_ % 2;
-    const int first_col = ptx::opaque(thread_) % 4 / 2 * 4 + is_odd * 8;  // or it is kept over all items
+    const int first_col = thread_ % 4 / 2 * 4 + is_odd * 8;
     Element* const targets[2] = {output.out_row(0, first_row_) + first_col,
                                  output.out_row(0, first_row_ + 8) + first_col};
 #pragma unroll

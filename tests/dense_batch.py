@@ -124,6 +124,17 @@ class DenseBatch:
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self.generator)
 
+    def share(self, prefix_groups: list[tuple[int, int, int]]) -> None:
+        """Gives the requests of each (request_begin, request_end, num_tokens) the first keys and values of its first
+        one, outer groups before those in them."""
+        for dense in (self.k, self.v):
+            rows = [request for group in dense for request in group]
+            for begin, end, num_tokens in sorted(
+                prefix_groups, key=lambda group: (group[0], -group[1], group[2])
+            ):
+                for request in range(begin + 1, end):
+                    rows[request][:num_tokens] = rows[begin][:num_tokens]
+
     def requests(self) -> Iterator[Lens]:
         for group in self.lens:
             yield from [group] * group.count

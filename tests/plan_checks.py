@@ -332,9 +332,18 @@ def check_prefix_items(batch: Batch, plan: Plan, items: np.ndarray) -> None:
                 if begin <= item["kv_begin"] and item["kv_end"] <= end
             ]
             assert len(inside) == 1 and item["causal_shift"] == inside[0]
-        assert item["request"] == of_rows[0]
         assert item["q_token_begin"] == batch.qo_indptr[of_rows[0]] and item["row_begin"] == 0
-        assert item["page_begin"] == batch.kv_indptr[of_rows[0]]
+        # The keys are those of the group's first request that shares them.
+        begin, end = max(
+            (
+                (begin, end)
+                for begin, end, num_tokens in batch.prefix_groups
+                if begin <= of_rows[0] < end and num_tokens // TILE_KV * TILE_KV == item["causal_shift"]
+            ),
+            key=lambda group: group[1] - group[0],
+        )
+        first = next(i for i in range(begin, end) if batch.may_share(batch.requests[i]))
+        assert item["request"] == first and item["page_begin"] == batch.kv_indptr[first]
         assert item["num_rows"] <= WIDE_TILE_Q and item["heads_per_step"] == 1
         assert item["mask_begin"] < 0 and item["window_shift"] == NO_WINDOW
 
@@ -347,7 +356,7 @@ def requests_of_rows(batch: Batch, first_row: int, num_rows: int) -> np.ndarray:
 
 def check_members(batch: Batch, plan: Plan) -> None:
     """A tile that shares prefixes has one link to each, with its rows among that one's, and the prefix counts it."""
-    tiles, links = plan.split_tiles, plan.links
+    tiles = plan.split_tiles
 
     def first_row(tile: np.void) -> int:
         return int(tile["q_token_begin"]) * batch.group_size + int(tile["row_begin"])
@@ -359,19 +368,24 @@ def check_members(batch: Batch, plan: Plan) -> None:
         assert (tiles["kv_head_begin"][members] == prefix["kv_head_begin"]).all()
         rows = np.concatenate([first_row(tiles[m]) + np.arange(tiles["num_rows"][m]) for m in members])
         assert (rows == first_row(prefix) + np.arange(prefix["num_rows"])).all()
-        numbers = links[prefix["link_begin"] : prefix["link_begin"] + prefix["num_rows"]]
+        numbers = plan.row_members[prefix["list_begin"] : prefix["list_begin"] + prefix["num_rows"]]
         assert (numbers == np.repeat(np.arange(prefix["num_members"]), tiles["num_rows"][members])).all()
     assert (counted == tiles["num_prefixes"]).all()
     for index, member in enumerate(tiles):
+        if member["num_prefixes"] == 0:
+            continue
         request = int(requests_of_rows(batch, first_row(member), 1)[0])
-        begins = links[member["link_begin"] : member["link_begin"] + member["num_prefixes"]]
-        prefixes = tiles[begins + member["kv_head_begin"]]
-        if member["num_prefixes"] > 0:
-            assert len(begins) == len(batch.prefixes_of(request))
-        for prefix in prefixes:
-            assert prefix["kv_head_begin"] == member["kv_head_begin"] and prefix["num_members"] > 0
-            members = prefix["first_member"] + np.arange(prefix["num_members"]) * batch.num_kv_heads
-            assert index in members
+        assert member["num_prefixes"] == len(batch.prefixes_of(request))
+        sources = [
+            (prefix["partial_row_begin"] + first_row(member) - first_row(prefix), prefix)
+            for prefix in tiles[tiles["num_members"] > 0]
+            if index in prefix["first_member"] + np.arange(prefix["num_members"]) * batch.num_kv_heads
+        ]
+        sources.append((member["partial_row_begin"], member))
+        listed = plan.partial_rows[member["list_begin"] : member["list_begin"] + len(sources)]
+        assert [tuple(rows) for rows in listed] == [
+            (first, tile["num_rows"], tile["num_splits"], 0) for first, tile in sources
+        ]
 
 
 def check_splits_both_kinds(plan: Plan) -> None:

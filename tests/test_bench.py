@@ -158,6 +158,30 @@ def test_an_fp8_cache_against_the_reference() -> None:
     assert relative_error(wide, expected) > MAX_RELATIVE_ERROR
 
 
+def test_a_shared_prefix_is_in_the_same_pages_and_counted_once() -> None:
+    requests = (Request(600, 1), Request(700, 2), Request(513, 1))
+    workload = Workload("prefix", requests, num_qo_heads=4, num_kv_heads=2, head_dim=64, prefix_len=512)
+    assert "512 of the tokens shared" in workload.describe()
+    rows = 600 + 700 + 513 - 2 * 512
+    assert workload.num_bytes == 2 * 2 * 64 * (2 * rows + 4 * 4)
+    tensors = make_tensors(workload, "cpu", 0)
+    first, second, third = (tensors.pages_of(i) for i in range(3))
+    assert torch.equal(first[:32], second[:32]) and torch.equal(first[:32], third[:32])
+    assert (
+        len(torch.cat([first, second[32:], third[32:]]).unique())
+        == len(first) + len(second) + len(third) - 64
+    )
+    expected, _ = reference_attention(tensors, torch.float32)
+    outputs = []
+    for reads_once in (True, False):
+        system = Onewave(tensors, reads_prefixes_once=reads_once)
+        system.plan()
+        system.run()
+        outputs.append(system.output().float())
+        assert relative_error(outputs[-1], expected) <= MAX_RELATIVE_ERROR
+    assert not torch.equal(*outputs)  # summed up otherwise
+
+
 def test_selection() -> None:
     assert [workload.name for workload in select_workloads(["decode_b1_*", SMOKE])] == [
         "decode_b1_128k",
@@ -399,7 +423,7 @@ def test_command_line_without_a_gpu() -> None:
     ("arguments", "message"),
     [
         (("--workloads", "nothing"), "workload 'nothing' matches no name"),
-        (("--systems", "fa4"), "system 'fa4' matches none of onewave, onewave_fixed, fa3,"),
+        (("--systems", "fa4"), "system 'fa4' matches none of onewave, onewave_fixed, onewave_unshared, fa3,"),
         (("--runs", "0"), "--runs is 0; it must be 1 or more"),
         (("--fa3-library", "no.so"), "--fa3-library is 'no.so'; there is no such file"),
     ],

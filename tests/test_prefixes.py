@@ -99,7 +99,9 @@ def test_lengths_that_turn_out_shorter(data: st.DataObject, bounds: Batch) -> No
 def keys_read(plan: Plan) -> int:
     """Of all kv heads and tiles of rows."""
     items = plan.items
-    return int(((items["kv_end"] - items["kv_begin"]) * (items["kv_head_end"] - items["kv_head_begin"])).sum())
+    return int(
+        ((items["kv_end"] - items["kv_begin"]) * (items["kv_head_end"] - items["kv_head_begin"])).sum()
+    )
 
 
 def test_a_prefix_is_read_once_for_each_128_rows() -> None:
@@ -137,7 +139,11 @@ def test_of_more_rows_than_half_a_tile_nothing_is_shared() -> None:
     batch = Batch([(3000, 16), (3000, 16), (3000, 17), (3000, 16), (3000, 16)], prefix_groups=((0, 5, 2048),))
     plan = batch.plan()
     items = plan.items[prefix_items(plan)]
-    assert set(zip(items["request"], items["num_rows"], strict=True)) == {(0, 128), (3, 128)}
+    # Two tiles of 128 rows, both of the first request's keys.
+    assert set(zip(items["request"], items["q_token_begin"], items["num_rows"], strict=True)) == {
+        (0, 0, 128),
+        (0, 49, 128),
+    }
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,7 @@ def plan_and_run(
     attention.plan(
         torch.tensor([0, *QO_LENS]).cumsum(0).int(),
         torch.tensor([0, *map(len, pages)]).cumsum(0).int(),
-        torch.tensor(sum(pages, []), dtype=torch.int32),
+        torch.tensor([page for row in pages for page in row], dtype=torch.int32),
         torch.tensor(kv_lens, dtype=torch.int32),
         *(num_qo_heads, num_kv_heads, head_dim, head_dim, page_size),
         causal=causal,

@@ -42,6 +42,7 @@ class Case:
     has_sinks: bool
     custom_mask: str  # none, random, tree: after the first keys which all see
     split_policy: str
+    prefix_groups: list[tuple[int, int, int]]
     num_ctas: int
     seed: int
 
@@ -56,6 +57,7 @@ class Case:
 
     def run(self, device: str) -> None:
         batch = DenseBatch(self.lens, self.heads, self.dtype, self.seed, device, self.kv_dtype)
+        batch.share(self.prefix_groups)
         # Scores of the size at which a cap does something.
         batch.q *= max(self.soft_cap, 1)
         paged = batch.paged(self.page_size, self.layout)
@@ -71,6 +73,7 @@ class Case:
             num_ctas=self.num_ctas,
             split_policy=self.split_policy,
             num_windows=len(self.windows),
+            max_shared_qo_len=4096,
             calibration=CALIBRATION_FILE,
         )
         outputs = Outputs(batch)
@@ -91,6 +94,7 @@ class Case:
             causal,
             window_left=self.windows,
             logits_soft_cap=self.soft_cap,
+            prefix_groups=self.prefix_groups,
             **custom,
         )
         sinks = None if masks.sinks is None else masks.sinks.to(device)
@@ -114,6 +118,19 @@ def draw_lens(draw: random.Random, max_kv_len: int) -> list[Lens]:
             request = Lens(*draw.choice([(request.kv_len, 0), (0, request.qo_len), (0, 0)]))
         lens.append(request)
     return lens
+
+
+def draw_prefix_groups(draw: random.Random, lens: list[Lens]) -> list[tuple[int, int, int]]:
+    """One or two levels, of as many keys as all queries see, whatever the mask."""
+    seen = [max(group.kv_len - group.qo_len, 0) for group in lens for _ in range(group.count)]
+    groups = []
+    begin, end = 0, len(seen)
+    for _ in range(draw.randint(1, 2)):
+        begin = draw.randint(begin, end - 1)
+        end = draw.randint(begin + 1, end)
+        most = min(seen[begin:end])
+        groups.append((begin, end, draw.choice([most, draw.randint(0, most)])))
+    return groups
 
 
 def draw_custom_mask(group: Lens, kind: str, draw: random.Random, generator: torch.Generator) -> torch.Tensor:
@@ -145,10 +162,19 @@ def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
     scales = (
         draw_scales(draw, page_size if head_dim_vo <= MAX_SCALED_HEAD_DIM else 0) if is_fp8 else (None, None)
     )
+    lens = draw_lens(draw, max_kv_len)
+    split_policy = draw.choice(["balanced", "balanced", "fixed"])
+    custom_mask = draw.choice(["none", "none", "none", "random", "tree"])
+    # Fixed splits refuse prefixes, and so does a mask that hides their keys. One row's factor may be another's.
+    may_share = (
+        split_policy == "balanced"
+        and custom_mask != "random"
+        and not any(isinstance(form, int) for form in scales)
+    )
     num_kv_heads, group_size = draw.choice([1, 2, 3, 4, 8]), draw.choice([1, 2, 4, 5, 8, 16])
     layouts = ["NHD", "HND", "pair", "strided"] if head_dim == head_dim_vo else ["pair", "strided"]
     return Case(
-        lens=draw_lens(draw, max_kv_len),
+        lens=lens,
         heads=Heads(num_kv_heads, group_size, head_dim, head_dim_vo),
         dtype=dtype,
         kv_dtype=torch.float8_e4m3fn if is_fp8 else dtype,
@@ -159,8 +185,9 @@ def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
         windows=draw.choice([(-1,), (-1,), (-1, draw.randint(0, 400)), (draw.choice([0, 127, 128, 1000]),)]),
         soft_cap=draw.choice([0.0, 0.0, 0.0, 1.0, 5.0]),
         has_sinks=draw.random() < 0.25,
-        custom_mask=draw.choice(["none", "none", "none", "random", "tree"]),
-        split_policy=draw.choice(["balanced", "balanced", "fixed"]),
+        custom_mask=custom_mask,
+        split_policy=split_policy,
+        prefix_groups=draw_prefix_groups(draw, lens) if may_share and draw.random() < 0.7 else [],
         num_ctas=draw.randint(1, max_num_ctas),
         seed=draw.getrandbits(31),
     )

@@ -46,7 +46,8 @@ class Plan:
     ctas: np.ndarray
     items: np.ndarray
     split_tiles: np.ndarray
-    links: np.ndarray  # int32, of shared prefixes
+    partial_rows: np.ndarray  # of requests that share prefixes
+    row_members: np.ndarray  # int32, of their prefixes
     item_bounds: np.ndarray  # empty where the lengths are no upper bounds
     mask_tiles: np.ndarray  # of custom masks
     mask_rows: np.ndarray  # [rows, 4] uint32
@@ -73,7 +74,9 @@ class Plan:
         )
         # Their sizes are where the next section begins, to its alignment.
         bounds = int(self.header["item_bounds_offset"] or self.header["mask_tiles_offset"])
-        self.links = self._bytes[int(self.header["links_offset"]) : bounds].view("<i4")
+        partials, members = (int(self.header[f"{name}_offset"]) for name in ("partial_rows", "row_members"))
+        self.partial_rows = self._bytes[partials:members].view(dtypes["PartialRows"])
+        self.row_members = self._bytes[members:bounds].view("<i4")
         tiles, rows, counters = (
             int(self.header[f"{name}_offset"]) for name in ("mask_tiles", "mask_rows", "counters")
         )

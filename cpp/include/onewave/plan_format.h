@@ -5,8 +5,9 @@
 /// from it (onewave.plan_format).
 ///
 ///   PlanHeader | CtaRecord[num_ctas] | WorkItem[num_items] | SplitTile[num_split_tiles]
-///   | int32 links[], of shared prefixes | ItemBounds[num_items], where the lengths are upper bounds
-///   | MaskTile[], MaskRow[], of custom masks | uint32 counters[num_split_tiles + 1]
+///   | PartialRows[], int32 row_members[], of shared prefixes
+///   | ItemBounds[num_items], where the lengths are upper bounds | MaskTile[], MaskRow[], of custom masks
+///   | uint32 counters[num_split_tiles + 1]
 ///
 /// Sections start at the header's *_offset fields, in bytes from the start of the plan, multiples of 16.
 /// Everything is little-endian; lengths are tokens, rows are packed rows.
@@ -83,10 +84,10 @@ struct PlanHeader {
   float logits_soft_cap;  ///< c: a scaled score s becomes c tanh(s / c); 0: it stays
   uint32_t mask_tiles_offset;
   uint32_t mask_rows_offset;
-  uint32_t links_offset;
+  uint32_t partial_rows_offset;
+  uint32_t row_members_offset;
   uint32_t is_masked;  ///< not 0: there is a window, a soft cap or a custom_mask, which only the masked
                        ///< kernels look at
-  uint32_t reserved;   ///< 0
 };
 
 /// What one CTA does: its narrow items [narrow_begin, narrow_end), then wide ones, until there are no more:
@@ -116,8 +117,8 @@ inline constexpr int32_t kNoMask = -1;
 /// is planned without keys), in steps of kTileKv / heads_per_step keys: where K and V of a token's heads lie
 /// side by side, memory is then read in longer runs.
 ///
-/// A prefix that requests share is an item of its own: its rows are those of all of them, which lie one after
-/// another in q, and its keys are the first one's.
+/// A prefix that requests share has items of its own: their rows are those of several requests, which lie one
+/// after another in q, and their keys the first one's.
 struct WorkItem {
   int32_t request;        ///< index in the batch; of a prefix, the first that shares it
   int32_t q_token_begin;  ///< row of q and out at which the request starts
@@ -150,8 +151,8 @@ struct WorkItem {
 /// Shared prefixes. A prefix's tile has the rows of its members, which are tiles of requests, one after
 /// another. Nothing is merged for the prefix itself: when its splits are there, it counts itself in the
 /// counter of each member, and those that have then all they wait for, their own splits and their prefixes,
-/// are merged. A member's row is merged from the partials of its prefixes, in the order of the links, and
-/// then its own. Each such tile has a SplitTile for each kv head, one after another.
+/// are merged. A member's row is merged from the PartialRows of its prefixes and its own. Each such tile has
+/// a SplitTile for each kv head, one after another.
 struct SplitTile {
   int32_t q_token_begin;
   int32_t row_begin;
@@ -162,12 +163,21 @@ struct SplitTile {
   int32_t partial_row_begin;
   int32_t
       is_of_one_cta;   ///< not 0: one CTA has all of its items, narrow ones, in this order one after another
-  int32_t link_begin;  ///< of a member, its prefixes: for each the index of its first kv head's SplitTile;
-                       ///< of a prefix, for each row the number of its member
+  int32_t list_begin;  ///< of a member, the index of its first PartialRows: one for each prefix, the
+                       ///< outermost first, and its own; of a prefix, the index in row_members of its first
+                       ///< row's, the number of the member that has it
   int32_t num_prefixes;  ///< of a member; else 0
   int32_t first_member;  ///< of a prefix, its first member's SplitTile of the same kv head; the next ones'
                          ///< follow num_kv_heads apart
   int32_t num_members;   ///< 0: the tile is no prefix
+};
+
+/// Where partials of the rows of a tile lie: split s has that of row r in partial row first + s * stride + r.
+struct PartialRows {
+  int32_t first;
+  int32_t stride;
+  int32_t num_splits;
+  int32_t reserved;  ///< 0: a multiple of 16 bytes
 };
 
 /// Splits of a tile and prefixes that it waits for.
@@ -201,7 +211,8 @@ struct MaskRow {
 inline constexpr uint32_t kCtasOffset = 144;
 
 static_assert(sizeof(PlanHeader) == 136 && sizeof(CtaRecord) == 16);
-static_assert(sizeof(WorkItem) == 60 && sizeof(SplitTile) == 48 && sizeof(ItemBounds) == 20);
+static_assert(sizeof(WorkItem) == 60 && sizeof(SplitTile) == 48 && sizeof(PartialRows) == 16 &&
+              sizeof(ItemBounds) == 20);
 static_assert(sizeof(MaskTile) == 8 && sizeof(MaskRow) == 16);
 
 /// First bytes of every section are multiples of this.

@@ -7,13 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from onewave.bench.peers import flash_attention3, flashinfer
-from onewave.bench.result import OURS, OURS_FIXED
+from onewave.bench.result import OURS, OURS_FIXED, OURS_UNSHARED
 from onewave.bench.system import Onewave, Prepare
 
 
 def all_systems(fa3_library: Path | None) -> dict[str, Prepare]:
     """In the order in which they are shown."""
-    ours: dict[str, Prepare] = {OURS: Onewave, OURS_FIXED: partial(Onewave, split_policy="fixed")}
+    ours: dict[str, Prepare] = {
+        OURS: Onewave,
+        OURS_FIXED: partial(Onewave, split_policy="fixed"),
+        OURS_UNSHARED: partial(Onewave, reads_prefixes_once=False),
+    }
     return {**ours, **flash_attention3.systems(fa3_library), **flashinfer.systems()}
 
 

@@ -14,10 +14,12 @@ from onewave.bench.workload import Workload
 OURS = "onewave"
 # Of this package too, but not what peers are compared with.
 OURS_FIXED = "onewave_fixed"
+# Without prefix_groups: each request reads what it shares with others for itself.
+OURS_UNSHARED = "onewave_unshared"
 
 
 def is_ours(system: str) -> bool:
-    return system in (OURS, OURS_FIXED)
+    return system in (OURS, OURS_FIXED, OURS_UNSHARED)
 
 
 @dataclass
@@ -99,6 +101,7 @@ class WorkloadResult:
             "causal": workload.causal,
             "window_left": workload.window_left,
             "logits_soft_cap": workload.logits_soft_cap,
+            "prefix_len": workload.prefix_len,
             "dtype": str(workload.dtype).removeprefix("torch."),
             "kv_dtype": str(workload.kv_dtype).removeprefix("torch."),
             "num_ctas": workload.num_ctas,

@@ -35,10 +35,19 @@ class Onewave:
     """This package, called as an engine calls it: lengths on the host, page table on the device."""
 
     def __init__(
-        self, tensors: BatchTensors, calibration: Path | None = None, split_policy: str = "balanced"
+        self,
+        tensors: BatchTensors,
+        calibration: Path | None = None,
+        split_policy: str = "balanced",
+        reads_prefixes_once: bool = True,
     ) -> None:
         workload = tensors.workload
         self._tensors = tensors
+        self._prefix_groups = (
+            [(0, len(workload.requests), workload.prefix_len)]
+            if reads_prefixes_once and workload.prefix_len > 0
+            else None
+        )
         self._attention = onewave.BatchAttention(
             device=tensors.device,
             # With fixed splits the limit decides how finely requests are cut: an engine's, not the default.
@@ -68,6 +77,7 @@ class Onewave:
             logits_soft_cap=workload.logits_soft_cap,
             q_data_type=workload.dtype,
             kv_data_type=workload.kv_dtype,
+            prefix_groups=self._prefix_groups,
         )
 
     def run(self, **options: Any) -> None:

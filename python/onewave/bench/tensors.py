@@ -59,6 +59,10 @@ def make_tensors(workload: Workload, device: str, seed: int, unused: float | Non
     qo_indptr, kv_indptr, kv_len_arr = lens_tensors(workload)
     num_pages = int(kv_indptr[-1])
     page_ids = torch.randperm(num_pages, device=device, generator=generator)
+    # The pages of the others' prefixes are nobody's.
+    num_shared = workload.prefix_len // workload.page_size
+    for begin in kv_indptr[1:-1].tolist():
+        page_ids[begin : begin + num_shared] = page_ids[:num_shared]
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=workload.dtype, device=device, generator=generator)

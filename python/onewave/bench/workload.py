@@ -50,6 +50,7 @@ class Workload:
     causal: bool = True
     window_left: int = -1
     logits_soft_cap: float = 0.0
+    prefix_len: int = 0  # tokens that all requests share, in the same pages: a multiple of page_size
     dtype: torch.dtype = torch.bfloat16
     kv_dtype: torch.dtype = torch.bfloat16  # dtype, or torch.float8_e4m3fn
     # CTAs that onewave may use, None: one for each SM. Other systems have no such limit and are left out.
@@ -69,9 +70,11 @@ class Workload:
 
     @property
     def num_bytes(self) -> int:
-        """q and out, and each K and V row that is seen once."""
+        """q and out, and each K and V row that is seen, once."""
         q_rows = self.total_qo_len * self.num_qo_heads
-        kv_rows = sum(request.num_keys(self.window_left) for request in self.requests) * self.num_kv_heads
+        num_keys = sum(request.num_keys(self.window_left) for request in self.requests)
+        num_keys -= max(len(self.requests) - 1, 0) * self.prefix_len
+        kv_rows = num_keys * self.num_kv_heads
         row_bytes = q_rows * self.dtype.itemsize + kv_rows * self.kv_dtype.itemsize
         return 2 * row_bytes * self.head_dim
 
@@ -112,6 +115,8 @@ class Workload:
         parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
         if self.kv_dtype != self.dtype:
             parts.append(f"cache of {str(self.kv_dtype).removeprefix('torch.')}")
+        if self.prefix_len > 0:
+            parts.append(f"{self.prefix_len} of the tokens shared")
         if self.window_left >= 0:
             parts.append(f"window {self.window_left}")
         if self.logits_soft_cap > 0:

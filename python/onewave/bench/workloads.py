@@ -113,6 +113,13 @@ _DECODE = [
     # A window of keys of a long request, and a request of as many.
     Workload("decode_b128_32k_window1k", _uniform(128, 32768), window_left=1023),
     Workload("decode_b128_1k", _uniform(128, 1024)),
+    # 512 tokens of their own behind a prefix that all share, in the same pages and each in its own.
+    Workload("decode_b64_prefix16k", _uniform(64, 16384 + 512), prefix_len=16384),
+    Workload("decode_b64_prefix16k_p1", _uniform(64, 16384 + 512), prefix_len=16384, page_size=1),
+    Workload("decode_b64_17k", _uniform(64, 16384 + 512)),
+    Workload("decode_b16_prefix16k", _uniform(16, 16384 + 512), prefix_len=16384),
+    Workload("decode_b64_prefix2k", _uniform(64, 2048 + 512), prefix_len=2048),
+    Workload("spec_b64_q4_prefix16k", _uniform(64, 16384 + 512, 4), prefix_len=16384),
     Workload("spec_b64_q4_4k", _uniform(64, 4096, 4)),
     Workload("spec_b64_q16_4k", _uniform(64, 4096, 16)),
     Workload("decode_mha_b32_4k", _uniform(32, 4096), num_kv_heads=32),
