@@ -11,11 +11,6 @@
 
 namespace onewave {
 
-/// The list of a tile that has prefixes.
-__device__ __forceinline__ const PartialRows* partial_rows(const PlanHeader* header, const SplitTile& tile) {
-  return plan_section<PartialRows>(header, header->partial_rows_offset) + tile.list_begin;
-}
-
 /// The tiles that are merged together: one, or those members of a prefix that are ready.
 struct MergedTiles {
   const PlanHeader* header;
@@ -42,7 +37,8 @@ struct MergedTiles {
 /// What a row is merged from: its prefixes, and last its own splits.
 __device__ __forceinline__ PartialRows partial_rows(const PlanHeader* header, const SplitTile& tile,
                                                     int source) {
-  if (tile.num_prefixes > 0) return partial_rows(header, tile)[source];
+  if (tile.num_prefixes > 0)
+    return plan_section<PartialRows>(header, header->partial_rows_offset)[tile.list_begin + source];
   return {tile.partial_row_begin, (tile.kv_head_end - tile.kv_head_begin) * tile.num_rows, tile.num_splits,
           0};
 }
