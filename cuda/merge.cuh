@@ -34,6 +34,10 @@ struct MergedTiles {
   }
 };
 
+__device__ __forceinline__ float4 times(const float4& x, float factor) {
+  return make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
+}
+
 /// What a row is merged from: its prefixes, and last its own splits.
 __device__ __forceinline__ PartialRows partial_rows(const PlanHeader* header, const SplitTile& tile,
                                                     int source) {
@@ -43,11 +47,13 @@ __device__ __forceinline__ PartialRows partial_rows(const PlanHeader* header, co
           0};
 }
 
-/// By all consumer threads. A thread has kVectors times four columns of a row, and of so many of its splits
-/// at a time all loads are on their way together. Few instructions: a CTA as a rule comes here once, and each
-/// 128 bytes of them are then a miss (bench/NOTES.md).
-template <int kVectors, int kBatch>
+/// By all consumer threads. A thread has kVectors times four columns of a row. Its maximum is taken over
+/// kBatch splits at a time, whoever merges, or the bits would depend on it; kLoaded of these are on their way
+/// together. Few instructions: a CTA as a rule comes here once, and each 128 bytes of them are then a miss
+/// (bench/NOTES.md).
+template <int kVectors, int kLoaded>
 __device__ __forceinline__ void merge(const KernelParams& params, const MergedTiles& tiles, int thread) {
+  constexpr int kBatch = 4;
   constexpr int kRowThreads = kHeadDimVo / 4 / kVectors;
   const FinalRows final_rows{params};
 #pragma unroll 1
@@ -68,38 +74,45 @@ __device__ __forceinline__ void merge(const KernelParams& params, const MergedTi
 #pragma unroll 1
       for (int split = 0; split < rows.num_splits; split += kBatch) {
         float lse[kBatch];
-        float4 part[kBatch][kVectors];
-        const float previous = m;
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
           const bool valid = split + b < rows.num_splits;
-          const float* values = params.partial_out + partial_row * kHeadDimVo + first_col;
-          lse[b] = valid ? params.partial_lse[partial_row] : -INFINITY;
-#pragma unroll
-          for (int v = 0; v < kVectors; ++v) {
-            part[b][v] = valid ? *reinterpret_cast<const float4*>(values + v * kRowThreads * 4)
-                               : make_float4(0.f, 0.f, 0.f, 0.f);
-          }
-          partial_row += rows.stride;
+          lse[b] = valid ? params.partial_lse[partial_row + b * rows.stride] : -INFINITY;
         }
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) m = fmaxf(m, lse[b]);
-        const float factor = ptx::ex2(previous - finite_max(m));
-        total *= factor;
+        for (int begin = 0; begin < kBatch; begin += kLoaded) {
+          float4 part[kLoaded][kVectors];
 #pragma unroll
-        for (int v = 0; v < kVectors; ++v)
-          sums[v] =
-              make_float4(sums[v].x * factor, sums[v].y * factor, sums[v].z * factor, sums[v].w * factor);
+          for (int b = 0; b < kLoaded; ++b) {
+            const bool valid = split + begin + b < rows.num_splits;
+            const float* values = params.partial_out + partial_row * kHeadDimVo + first_col;
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          const float weight = ptx::ex2(lse[b] - finite_max(m));
-          total += weight;
+            for (int v = 0; v < kVectors; ++v) {
+              part[b][v] = valid ? *reinterpret_cast<const float4*>(values + v * kRowThreads * 4)
+                                 : make_float4(0.f, 0.f, 0.f, 0.f);
+            }
+            partial_row += rows.stride;
+          }
+          if (begin == 0) {
+            const float previous = m;
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) {
-            sums[v].x = fmaf(weight, part[b][v].x, sums[v].x);
-            sums[v].y = fmaf(weight, part[b][v].y, sums[v].y);
-            sums[v].z = fmaf(weight, part[b][v].z, sums[v].z);
-            sums[v].w = fmaf(weight, part[b][v].w, sums[v].w);
+            for (int b = 0; b < kBatch; ++b) m = fmaxf(m, lse[b]);
+            const float factor = ptx::ex2(previous - finite_max(m));
+            total *= factor;
+#pragma unroll
+            for (int v = 0; v < kVectors; ++v) sums[v] = times(sums[v], factor);
+          }
+#pragma unroll
+          for (int b = 0; b < kLoaded; ++b) {
+            const float weight = ptx::ex2(lse[begin + b] - finite_max(m));
+            total += weight;
+#pragma unroll
+            for (int v = 0; v < kVectors; ++v) {
+              sums[v].x = fmaf(weight, part[b][v].x, sums[v].x);
+              sums[v].y = fmaf(weight, part[b][v].y, sums[v].y);
+              sums[v].z = fmaf(weight, part[b][v].z, sums[v].z);
+              sums[v].w = fmaf(weight, part[b][v].w, sums[v].w);
+            }
           }
         }
       }
@@ -107,13 +120,9 @@ __device__ __forceinline__ void merge(const KernelParams& params, const MergedTi
     const int head = tile_row / tile->num_rows;
     const QueryRow row = query_row(tiles.header, *tile, head, tile_row - head * tile->num_rows);
     const RowEnd end(m, total, final_rows.sink(row), 1.f, 1.f);
-    const float scale = end.out_scale;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      final_rows.store_4(
-          row, first_col + v * kRowThreads * 4,
-          make_float4(sums[v].x * scale, sums[v].y * scale, sums[v].z * scale, sums[v].w * scale));
-    }
+    for (int v = 0; v < kVectors; ++v)
+      final_rows.store_4(row, first_col + v * kRowThreads * 4, times(sums[v], end.out_scale));
     if (first_col == 0) final_rows.store_lse(row, end.lse);
   }
 }
@@ -168,7 +177,8 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
   }
   // A narrow tile has few rows, and a wide one as a rule few splits.
   constexpr int kVectors = kKind == Kind::kNarrow ? 1 : 4;
-  merge<kVectors, kVectors == 1 ? 4 : 2>(params, {header, tile, arrivals.ready_members}, thread);
+  constexpr int kLoaded = kKind == Kind::kNarrow ? 4 : 2;
+  merge<kVectors, kLoaded>(params, {header, tile, arrivals.ready_members}, thread);
 }
 
 }  // namespace onewave

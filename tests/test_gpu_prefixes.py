@@ -23,9 +23,10 @@ def shared_batch(lens: list[Lens], groups: Groups, heads: Heads, seed: int) -> t
     batch.share(groups)
     paged = batch.paged(PAGE_SIZE)
     assert isinstance(paged.kv_cache, torch.Tensor)
+    shares = [request.qo_len * heads.group_size <= 64 for request in batch.requests()]
     for begin, end, num_tokens in groups:
         read = num_tokens // 128 * 128 // PAGE_SIZE
-        for request in range(begin + 1, end):
+        for request in filter(shares.__getitem__, range(begin + 1, end)):
             first = int(paged.kv_indptr[request])
             paged.kv_cache[paged.kv_indices[first : first + read].long()] = math.nan
     # Where a group lies in another its first request's pages are read.
