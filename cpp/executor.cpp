@@ -70,10 +70,10 @@ class Execution {
   void run_item(int32_t index, TileScratch& scratch) {
     const WorkItem& item = items_[index];
     // A plan from which a merge record was taken has no place for the partials of its items.
-    if (item.split_tile >= header_.num_split_tiles) return;
+    const int32_t num_tiles = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
+    if (item.split_tile >= 0 && item.split_tile + num_tiles > header_.num_split_tiles) return;
     for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);
     if (item.split_tile < 0) return;
-    const int32_t num_tiles = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
     for (int32_t i = 0; i < num_tiles; ++i) finish_split(item.split_tile + i, scratch);
   }
 

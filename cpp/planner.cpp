@@ -47,7 +47,7 @@ struct PlanSections {
 };
 
 PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_split_tiles,
-                           int64_t num_partial_rows, int64_t num_row_members, bool has_bounds,
+                           int64_t num_row_lists, int64_t num_row_members, bool has_bounds,
                            int64_t mask_tile_bytes, int64_t mask_row_bytes) {
   PlanSections sections{};
   static_assert(kCtasOffset == align_up(sizeof(PlanHeader), kPlanAlignment));
@@ -58,7 +58,7 @@ PlanSections plan_sections(int64_t num_ctas, int64_t num_items, int64_t num_spli
   sections.partial_rows_offset =
       sections.split_tiles_offset + align_up(num_split_tiles * sizeof(SplitTile), kPlanAlignment);
   sections.row_members_offset =
-      sections.partial_rows_offset + align_up(num_partial_rows * sizeof(PartialRows), kPlanAlignment);
+      sections.partial_rows_offset + align_up(num_row_lists * sizeof(PartialRows), kPlanAlignment);
   sections.item_bounds_offset =
       sections.row_members_offset + align_up(num_row_members * sizeof(int32_t), kPlanAlignment);
   sections.mask_tiles_offset = sections.item_bounds_offset +
@@ -183,6 +183,7 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.masks.rows.clear();
   scratch.schedule.reset(limits.num_ctas);
   scratch.prefixes.start(batch);
+  check_shared_qo_len(scratch.prefixes.shared_qo_len(), limits);
   for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
   scratch.prefixes.add_tiles(batch, scratch.narrow_tiles, scratch.wide_tiles, scratch.schedule);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
@@ -354,7 +355,7 @@ void Schedule::reset(int32_t num_ctas) {
   num_narrow_ctas = 0;
 }
 
-SplitTile split_tile_of(const Tile& tile, int32_t kv_head) {
+SplitTile new_split_tile(const Tile& tile, int32_t kv_head) {
   return {
       .q_token_begin = tile.q_token_begin,
       .row_begin = tile.row_begin,
@@ -374,7 +375,7 @@ SplitTile split_tile_of(const Tile& tile, int32_t kv_head) {
 void Schedule::open_split_tile(const Tile& tile, int32_t kv_head) {
   num_pieces_ = 0;
   if (tile.split_tile >= 0) return;  // Prefixes::place_partials() counts its pieces
-  split_tiles.push_back(split_tile_of(tile, kv_head));
+  split_tiles.push_back(new_split_tile(tile, kv_head));
   split_tiles.back().partial_row_begin = num_partial_rows;
 }
 
@@ -420,7 +421,6 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, c
   thread_local planner::Scratch scratch;
   planner::make_schedule(batch, limits, costs, scratch);
   planner::check_mask_bytes(scratch.masks, limits);
-  planner::check_shared_qo_len(scratch.prefixes.shared_qo_len(), limits);
   return planner::write_plan(batch, costs.launch_us(), scratch, buffer);
 }
 
@@ -433,7 +433,7 @@ void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostMod
   prefixes.start(batch);
   const auto class_of = [&](const WorkItem& item, bool is_narrow) -> int32_t {
     if (is_narrow) return row_class(item.num_rows);
-    if (is_of_prefix(*plan, item)) return prefixes.wide_class(item.request, item.kv_begin);
+    if (is_of_prefix(*plan, item)) return prefixes.class_of_wide_tile(item.request, item.kv_begin);
     const int32_t qo_len = batch.qo_indptr[item.request + 1] - batch.qo_indptr[item.request];
     return wide_class(int64_t{qo_len} * plan->group_size);
   };

@@ -161,7 +161,7 @@ void check_partial_rows(int64_t max_partial_rows) {
 
 void check_plan_bytes(int64_t plan_bytes) {
   if (plan_bytes > kMaxPlanBytes) {
-    fail("max_batch_size and max_total_qo_len make a plan of up to ", plan_bytes,
+    fail("max_batch_size, max_total_qo_len and max_shared_qo_len make a plan of up to ", plan_bytes,
          " bytes, it must be at most ", kMaxPlanBytes);
   }
 }

@@ -108,7 +108,7 @@ struct CtaLoad {
 };
 
 /// The merge record of the unit of a tile that begins at a kv head, without splits.
-SplitTile split_tile_of(const Tile& tile, int32_t kv_head);
+SplitTile new_split_tile(const Tile& tile, int32_t kv_head);
 
 struct Schedule {
   std::vector<CtaLoad> ctas;

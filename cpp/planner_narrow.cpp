@@ -63,7 +63,8 @@ constexpr double kMergeRowUs = 0.1;
 constexpr double kMergeSplits = 4;
 
 /// A CTA's share begins with the rest of a cut unit and ends with the start of another. Both first: their
-/// merges then fall into the time of the others.
+/// merges then fall into the time of the others. (Whole units that are merged with shared prefixes may move
+/// too, which does no harm.)
 void move_pieces_first(Schedule& schedule) {
   auto begin = schedule.narrow_items.begin();
   for (const CtaLoad& load : schedule.ctas) {

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "fail.h"
+#include "planner_masks.h"
 
 namespace onewave::planner {
 namespace {
@@ -14,22 +15,27 @@ int64_t num_packed_rows(const BatchSpec& batch, int32_t request) {
   return qo_len * (batch.shape.num_qo_heads / batch.shape.num_kv_heads);
 }
 
-/// Keys that every query of a request sees.
+/// Keys that every query of a request sees, as far as they are known: of a custom mask the bits say it
+/// (add_mask_tiles()).
 int64_t keys_of_all(const BatchSpec& batch, int32_t request) {
   const int64_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
   const int64_t kv_len = batch.kv_len_arr[request];
   const bool is_causal =
       batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
-  return is_causal ? std::max<int64_t>(kv_len - qo_len + 1, 0) : kv_len;
+  return is_causal && !has_custom_mask(batch, request) ? std::max<int64_t>(kv_len - qo_len + 1, 0) : kv_len;
 }
 
-void check_group(const BatchSpec& batch, int32_t index) {
+void check_requests(const BatchSpec& batch, int32_t index) {
   const PrefixGroup& group = batch.prefix_groups[index];
   if (group.request_begin < 0 || group.request_end < group.request_begin ||
       group.request_end > batch.batch_size) {
     fail("prefix_groups[", index, "] has the requests ", group.request_begin, "..", group.request_end,
          ", they must be a range of the ", batch.batch_size, " of the batch");
   }
+}
+
+void check_tokens(const BatchSpec& batch, int32_t index) {
+  const PrefixGroup& group = batch.prefix_groups[index];
   if (group.num_tokens < 0)
     fail("prefix_groups[", index, "] has ", group.num_tokens, " tokens, it must have 0 or more");
   for (int32_t i = group.request_begin; i < group.request_end; ++i) {
@@ -51,7 +57,10 @@ void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits) {
   if (limits.split_policy == SplitPolicy::kFixed) {
     fail("prefix_groups is given with fixed splits; a request's bits would depend on its group");
   }
-  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) check_group(batch, i);
+  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) {
+    check_requests(batch, i);
+    check_tokens(batch, i);
+  }
 }
 
 void Prefixes::start(const BatchSpec& batch) {
@@ -65,8 +74,9 @@ void Prefixes::start(const BatchSpec& batch) {
   num_split_tiles_ = 0;
   num_kv_heads_ = batch.shape.num_kv_heads;
   group_size_ = batch.shape.num_qo_heads / num_kv_heads_;
-  if (batch.num_prefix_groups == 0 || batch.masks.window_left >= 0) return;
+  if (batch.num_prefix_groups == 0) return;
 
+  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) check_requests(batch, i);
   sorted_.assign(batch.prefix_groups, batch.prefix_groups + batch.num_prefix_groups);
   std::sort(sorted_.begin(), sorted_.end(), [](const PrefixGroup& a, const PrefixGroup& b) {
     return std::tuple(a.request_begin, -a.request_end, a.num_tokens) <
@@ -96,12 +106,16 @@ void Prefixes::start(const BatchSpec& batch) {
     around_.push_back({group.request_begin, group.request_end, kv_begin, kv_end, num_rows});
     if (num_members < 2 || kv_end == kv_begin) continue;
     groups_.push_back(around_.back());
+    shared_qo_len_ += num_rows / group_size_;
     for (int32_t i = group.request_begin; i < group.request_end; ++i) {
       if (members_before_[i + 1] == members_before_[i]) continue;
       requests_[i].num_keys = kv_end;
       ++requests_[i].num_groups;
     }
   }
+  if (batch.masks.window_left < 0) return;
+  groups_.clear();
+  shared_qo_len_ = 0;
 }
 
 void Prefixes::add_member(Tile& tile, Schedule& schedule) {
@@ -109,7 +123,7 @@ void Prefixes::add_member(Tile& tile, Schedule& schedule) {
   tile.split_tile = static_cast<int32_t>(schedule.split_tiles.size());
   tile.cost_class = merged_class(tile.cost_class);
   for (int32_t head = 0; head < tile.kv_head_end; ++head) {
-    SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
+    SplitTile& split_tile = schedule.split_tiles.emplace_back(new_split_tile(tile, head));
     split_tile.num_prefixes = num_groups;
   }
   const auto num_prefixes = static_cast<int32_t>(prefix_tiles_.size());
@@ -119,7 +133,6 @@ void Prefixes::add_member(Tile& tile, Schedule& schedule) {
                       .prefix_begin = num_prefixes,
                       .prefix_end = num_prefixes});
   prefix_tiles_.resize(prefix_tiles_.size() + num_groups);
-  shared_qo_len_ += int64_t{tile.num_rows / group_size_} * num_groups;
 }
 
 void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles,
@@ -133,30 +146,45 @@ void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles
     const size_t members_end = member_of(group.request_end);
     size_t begin = member_of(group.request_begin);
     const int32_t first_request = members_[begin].request;
-    std::vector<Tile>& tiles = group.num_rows <= kNarrowTileQ ? narrow_tiles : wide_tiles;
     while (begin < members_end) {
-      size_t end = begin + 1;
-      int32_t num_rows = members_[begin].num_rows;
-      for (; end < members_end; ++end) {
-        const Member& last = members_[end - 1];
-        const bool is_next = members_[end].q_token_begin == last.q_token_begin + last.num_rows / group_size_;
-        if (!is_next || num_rows + members_[end].num_rows > kWideTileQ) break;
-        num_rows += members_[end].num_rows;
+      const size_t run_end = end_of_run(begin, members_end, INT32_MAX);
+      const bool is_narrow = num_rows(begin, run_end) <= kNarrowTileQ;
+      std::vector<Tile>& tiles = is_narrow ? narrow_tiles : wide_tiles;
+      for (; begin < run_end; begin = end_of_run(begin, run_end, kWideTileQ)) {
+        const size_t end = end_of_run(begin, run_end, kWideTileQ);
+        tiles.push_back(make_tile(batch, group, first_request, begin, end, is_narrow, schedule));
       }
-      tiles.push_back(make_tile(batch, group, first_request, begin, end, num_rows, schedule));
-      begin = end;
     }
   }
   num_split_tiles_ = schedule.split_tiles.size();
 }
 
+/// Behind the members from `begin` on that lie side by side in q and have at most so many rows.
+size_t Prefixes::end_of_run(size_t begin, size_t members_end, int32_t most_rows) const {
+  int64_t num_rows = members_[begin].num_rows;
+  size_t end = begin + 1;
+  for (; end < members_end; ++end) {
+    const Member& last = members_[end - 1];
+    num_rows += members_[end].num_rows;
+    const bool is_next = members_[end].q_token_begin == last.q_token_begin + last.num_rows / group_size_;
+    if (!is_next || num_rows > most_rows) break;
+  }
+  return end;
+}
+
+/// Of members that lie side by side.
+int32_t Prefixes::num_rows(size_t member_begin, size_t member_end) const {
+  const Member& last = members_[member_end - 1];
+  return (last.q_token_begin - members_[member_begin].q_token_begin) * group_size_ + last.num_rows;
+}
+
 Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, int32_t first_request,
-                         size_t member_begin, size_t member_end, int32_t num_rows, Schedule& schedule) {
+                         size_t member_begin, size_t member_end, bool is_narrow, Schedule& schedule) {
   const WorkItem whole{
       .request = first_request,
       .q_token_begin = members_[member_begin].q_token_begin,
       .row_begin = 0,
-      .num_rows = num_rows,
+      .num_rows = num_rows(member_begin, member_end),
       .causal_shift = group.kv_end,  // all rows see all keys
       .window_shift = kNoWindow,
       .mask_begin = kNoMask,
@@ -169,12 +197,11 @@ Tile Prefixes::make_tile(const BatchSpec& batch, const Group& group, int32_t fir
       .split_tile = static_cast<int32_t>(schedule.split_tiles.size()),
       .split_idx = 0,
   };
-  const bool is_narrow = group.num_rows <= kNarrowTileQ;
-  const int32_t cost_class = is_narrow ? row_class(num_rows) : onewave::planner::wide_class(group.num_rows);
+  const int32_t cost_class = is_narrow ? row_class(whole.num_rows) : wide_class(group.num_rows);
   const Tile tile{whole, merged_class(cost_class)};
   const auto list_begin = static_cast<int32_t>(row_members_.size());
   for (int32_t head = 0; head < num_kv_heads_; ++head) {
-    SplitTile& split_tile = schedule.split_tiles.emplace_back(split_tile_of(tile, head));
+    SplitTile& split_tile = schedule.split_tiles.emplace_back(new_split_tile(tile, head));
     split_tile.list_begin = list_begin;
     split_tile.first_member = static_cast<int32_t>(member_begin) * num_kv_heads_ + head;
     split_tile.num_members = static_cast<int32_t>(member_end - member_begin);
@@ -221,12 +248,13 @@ void Prefixes::place_partials(Schedule& schedule) {
   }
 }
 
-WideClass Prefixes::wide_class(int32_t request, int32_t key) const {
+WideClass Prefixes::class_of_wide_tile(int32_t request, int32_t key) const {
   const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& candidate) {
     return candidate.request_begin <= request && request < candidate.request_end &&
            candidate.kv_begin <= key && key < candidate.kv_end;
   });
-  return onewave::planner::wide_class(group->num_rows);
+  if (group == groups_.end()) fail("prefix_groups has none that shares key ", key, " of request ", request);
+  return wide_class(group->num_rows);
 }
 
 }  // namespace onewave::planner

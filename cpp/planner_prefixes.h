@@ -15,12 +15,13 @@
 
 namespace onewave::planner {
 
-/// Packed rows of a request that is to be a member, at most: of more, no two fit in a tile of a prefix.
+/// Packed rows of a request that is to be a member, at most: of more, no two such fit in a tile of a prefix.
 inline constexpr int32_t kMostMemberRows = kWideTileQ / 2;
 
 class Prefixes {
  public:
-  /// Takes the groups of a batch. None counts in a plan of a window.
+  /// Takes the groups of a batch. None counts in a plan of a window. Throws InvalidArgument where they do not
+  /// nest or are of other requests.
   void start(const BatchSpec& batch);
 
   bool empty() const { return groups_.empty(); }
@@ -35,8 +36,8 @@ class Prefixes {
   /// The partial rows of members and prefixes, when all is scheduled.
   void place_partials(Schedule& schedule);
 
-  /// Of a wide tile of the prefix of a request that has this key.
-  WideClass wide_class(int32_t request, int32_t key) const;
+  /// Of a wide tile of the prefix of a request that has this key. Throws InvalidArgument where there is none.
+  WideClass class_of_wide_tile(int32_t request, int32_t key) const;
 
   /// Query tokens of all members, counted in each of their groups.
   int64_t shared_qo_len() const { return shared_qo_len_; }
@@ -68,7 +69,9 @@ class Prefixes {
   /// The rows of the members [member_begin, member_end) against the keys of a group, by the pages of its
   /// first.
   Tile make_tile(const BatchSpec& batch, const Group& group, int32_t first_request, size_t member_begin,
-                 size_t member_end, int32_t num_rows, Schedule& schedule);
+                 size_t member_end, bool is_narrow, Schedule& schedule);
+  size_t end_of_run(size_t begin, size_t members_end, int32_t most_rows) const;
+  int32_t num_rows(size_t member_begin, size_t member_end) const;
 
   std::vector<PrefixGroup> sorted_;
   std::vector<Group> around_;  ///< the groups around the one that is looked at, the innermost last
@@ -86,7 +89,7 @@ class Prefixes {
   size_t num_split_tiles_ = 0;  ///< of members and prefixes, the plan's first
 };
 
-/// Throws InvalidArgument.
+/// But for how they nest, which start() says. Throws InvalidArgument.
 void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits);
 
 }  // namespace onewave::planner

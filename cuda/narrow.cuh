@@ -98,7 +98,7 @@ class NarrowConsumer {
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
     NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header, kv_head_), step_heads_shift_)
-        .run(Output(params_, work_, item, packed, kv_head_), rows, out);
+        .run(Output(params_, item, packed, kv_head_), rows, out);
   }
 
  private:
@@ -355,7 +355,7 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
     // with keys has a barrier on its way.
     if (item.split_tile >= 0) ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
     const PackedRows packed(work, item);
-    store_empty(Output(params, work, item, packed, kv_head), thread);
+    store_empty(Output(params, item, packed, kv_head), thread);
   } else if (rows_shift == 3) {
     NarrowConsumer<8>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
   } else if (rows_shift == 4) {

@@ -47,8 +47,8 @@ struct Output {
   bool is_split;            ///< the item is a part of a split tile
   int64_t partial_row = 0;  ///< of the first row of the first kv head
 
-  __device__ __forceinline__ Output(const KernelParams& params, const Work& work, const WorkItem& item,
-                                    const PackedRows& rows, int kv_head)
+  __device__ __forceinline__ Output(const KernelParams& params, const WorkItem& item, const PackedRows& rows,
+                                    int kv_head)
       : params(params), item(item), rows(rows), kv_head(kv_head), is_split(item.split_tile >= 0) {
     if (is_split)
       partial_row = split_tiles(plan_header(params))[split_tile_index(item, kv_head)].partial_row_begin +

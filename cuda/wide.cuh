@@ -398,7 +398,7 @@ class WideConsumer {
   /// multiplied with.
   __device__ __forceinline__ void finish_rows(const HeadItem& tile, RowState (&rows)[2],
                                               float (&out_scales)[2]) const {
-    const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
+    const Output output(params_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
     for (int lanes = 1; lanes < 4; lanes *= 2) {
 #pragma unroll
@@ -415,7 +415,7 @@ class WideConsumer {
 
   __device__ __forceinline__ void store(const HeadItem& tile, float (&out)[kWideOut],
                                         const float (&out_scales)[2]) const {
-    const Output output(params_, work_, tile.item, tile.rows, tile.kv_head);
+    const Output output(params_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
     for (int i = 0; i < kWideOut; ++i) out[i] *= out_scales[i / 2 % 2];
     if (!output.is_split) {

@@ -121,8 +121,9 @@ def check_lse(lse: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def check_out(out: torch.Tensor, expected: Expected) -> None:
-    """The rule: the largest error at most twice that of the computation in low precision, which may as well have rounded
-    its largest output by half a step; and a bound for the whole."""
+    """The rule: the largest error at most twice that of the computation in low precision, or as much as two roundings make
+    of the largest output, by half a step of it and, of the one weight that it may come from, by half an eps; and a bound
+    for the whole."""
     if out.numel() == 0:
         return
     assert bool(out.isfinite().all()), f"out: not finite first at {_first(~out.isfinite())}"
@@ -134,7 +135,7 @@ def check_out(out: torch.Tensor, expected: Expected) -> None:
     eps = torch.finfo(out.dtype).eps
     largest = max(expected.out.abs().max().item(), eps)
     half_step = eps / 2 * 2 ** math.floor(math.log2(largest))
-    bound = 2 * max(expected.low_precision_error, half_step) + 1e-2 * eps
+    bound = max(2 * expected.low_precision_error, half_step + eps / 2 * largest) + 1e-2 * eps
     assert error.max().item() <= bound, f"out: {_worst(error, out, expected.out)}, the bound is {bound:.3g}"
     relative = (error.norm() / expected.out.norm().clamp_min(1e-30)).item()
     assert relative <= MAX_RELATIVE_ERROR[out.dtype], (

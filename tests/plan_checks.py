@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,13 +97,17 @@ class Batch:
         """The ranges of keys that a request shares, from the first key on without a gap."""
         if self.window_left >= 0 or not self.may_share(self.requests[request]):
             return []
-        ends = sorted(
-            num_tokens // TILE_KV * TILE_KV
-            for begin, end, num_tokens in self.prefix_groups
-            if begin <= request < end and sum(map(self.may_share, self.requests[begin:end])) >= 2
-        )
-        ends = sorted({0, *ends})
-        return list(itertools.pairwise(ends))
+        ranges: list[tuple[int, int]] = []
+        kv_begin = 0
+        for begin, end, num_tokens in sorted(
+            self.prefix_groups, key=lambda group: (group[0] - group[1], group[2])
+        ):
+            kv_end = num_tokens // TILE_KV * TILE_KV
+            num_members = sum(map(self.may_share, self.requests[begin:end]))
+            if begin <= request < end and num_members >= 2 and kv_end > kv_begin:
+                ranges.append((kv_begin, kv_end))
+                kv_begin = kv_end
+        return ranges
 
     def may_share(self, request: tuple[int, int]) -> bool:
         num_rows = request[1] * self.group_size

@@ -8,6 +8,8 @@ import pytest
 import torch
 from dense_batch import DenseBatch, Heads, Lens, Paged
 from gpu_checks import Outputs, make_attention, plan, run_twice
+from onewave.plan_format import Plan
+from plan_checks import prefix_items
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("float32_means_float32")]
 
@@ -48,9 +50,19 @@ def shared_batch(lens: list[Lens], groups: Groups, heads: Heads, seed: int) -> t
         ([Lens(6500, 1, 8), Lens(5400, 3, 8), Lens(4200, 1, 8)], TWO_LEVELS),
         ([Lens(9000, 1, 4)], [(0, 4, 8192)]),
         ([Lens(5000, 1, 7), Lens(5000, 200), Lens(5000, 1, 7)], [(0, 15, 4096)]),
-        ([Lens(4096, 1, 64)], [(0, 64, 4095)]),
+        ([Lens(4096, 1, 64)], [(0, 64, 4096)]),
+        ([Lens(4099, 4, 8)], [(0, 8, 4096)]),
+        ([Lens(4200, 1, 5), Lens(4200, 40), Lens(4200, 1, 5), Lens(4200, 40)], [(0, 12, 4096)]),
     ],
-    ids=["two levels", "verification", "narrow", "a prompt between", "few own keys"],
+    ids=[
+        "two levels",
+        "verification",
+        "narrow",
+        "a prompt between",
+        "no own keys",
+        "own keys of later queries",
+        "short runs",
+    ],
 )
 @pytest.mark.parametrize("heads", [Heads(8, 4, 128), Heads(4, 7, 128), Heads(16, 1, 64)], ids=str)
 def test_against_float32(lens: list[Lens], groups: Groups, causal: bool, heads: Heads, seed: int) -> None:
@@ -58,6 +70,7 @@ def test_against_float32(lens: list[Lens], groups: Groups, causal: bool, heads: 
     attention = make_attention(batch)
     outputs = Outputs(batch)
     plan(attention, batch, paged, PAGE_SIZE, causal, prefix_groups=groups)
+    assert prefix_items(Plan(attention.plan_bytes())).any()
     run_twice(attention, outputs, paged)
     outputs.check(batch.expected(causal))
 
@@ -77,6 +90,7 @@ def test_one_graph_with_and_without_prefixes(seed: int) -> None:
         attention.run(outputs.q, paged.kv_cache, out=outputs.out, lse=outputs.lse)
     for groups in (TWO_LEVELS, [], TWO_LEVELS[:1], TWO_LEVELS):
         plan(attention, batch, paged, PAGE_SIZE, True, prefix_groups=groups)
+        assert prefix_items(Plan(attention.plan_bytes())).any() == (len(groups) > 0)
         for _ in range(3):
             outputs.poison()
             graph.replay()

@@ -37,6 +37,13 @@ def test_a_workload_of_the_benchmark() -> None:
     assert row(done.stdout, "CTAs") == "33, 33 begin narrow"
 
 
+def test_a_workload_with_a_shared_prefix_is_planned_with_it() -> None:
+    done = run_cli("plan", "--workload", "decode_b64_prefix16k")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16384 of the tokens shared" in done.stdout
+    assert float(row(done.stdout, "of the time wide, split").rstrip("%")) > 20
+
+
 def test_the_picture_has_a_bar_for_every_item(tmp_path: Path) -> None:
     png, svg = tmp_path / "plan.png", tmp_path / "folder" / "plan.svg"
     done = run_cli("plan", "3000:1x40", "2000:2000", "--output", str(png), "--output", str(svg))

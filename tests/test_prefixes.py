@@ -23,7 +23,7 @@ def draw_groups(draw: st.DrawFn, begin: int, end: int, num_tokens: int, depth: i
     while begin < end:
         size = draw(st.integers(1, end - begin))
         if draw(st.integers(0, 3)) > 0:
-            longer = num_tokens + draw(st.sampled_from([0, 1, 100, 128, 200, 1000]))
+            longer = max(num_tokens + draw(st.sampled_from([-200, 0, 1, 100, 128, 200, 1000])), 0)
             groups.append((begin, begin + size, longer))
             if depth > 0:
                 groups += draw_groups(draw, begin, begin + size, longer, depth - 1)
@@ -45,7 +45,8 @@ def prefix_batches(draw: st.DrawFn) -> Batch:
     for request in range(num_requests):
         qo_len = draw(st.sampled_from([0, 1, 1, 1, 2, 5, 17, 40, 150]))
         own = draw(st.sampled_from([0, 1, 50, 129, 700]))
-        requests.append((longest_prefix(groups, request) + qo_len + own, qo_len))
+        # The first query sees all of the prefix, itself among it.
+        requests.append((longest_prefix(groups, request) + max(qo_len - 1, 0) + own, qo_len))
     return Batch(
         requests=requests,
         num_qo_heads=num_kv_heads * group_size,
@@ -84,7 +85,7 @@ def test_lengths_that_turn_out_shorter(data: st.DataObject, bounds: Batch) -> No
     actual = bounds.kv_len_arr.copy()
     plan = replace(bounds, actual_kv_lens=actual).plan()
     for request, (kv_len, qo_len) in enumerate(bounds.requests):
-        shortest = min(longest_prefix(list(bounds.prefix_groups), request) + qo_len, kv_len)
+        shortest = min(longest_prefix(list(bounds.prefix_groups), request) + max(qo_len - 1, 0), kv_len)
         actual[request] = data.draw(st.integers(shortest, kv_len + 5))
     updated = Plan(_core.update_kv_lens(plan.to_bytes()))
     lens = np.minimum(actual, bounds.kv_len_arr)
@@ -176,7 +177,7 @@ def shared_cache(groups: Groups, kv_lens: list[int], page_size: int) -> tuple[li
     return pages, num_pages
 
 
-GROUPS: Groups = [(0, 12, 1024), (0, 4, 1280), (4, 9, 1408), (5, 7, 1600)]
+GROUPS: Groups = [(0, 12, 1024), (0, 4, 1280), (4, 9, 1408), (5, 7, 1600), (10, 12, 512)]
 QO_LENS = (1, 3, 1, 40, 1, 2, 1, 1, 200, 1, 0, 1)
 
 
@@ -184,7 +185,11 @@ def plan_and_run(
     prefix_groups: Groups | torch.Tensor | None, num_ctas: int = 20, causal: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     page_size, num_qo_heads, num_kv_heads, head_dim = 16, 8, 2, 64
-    kv_lens = [longest_prefix(GROUPS, i) + qo_len + 17 * i for i, qo_len in enumerate(QO_LENS)]
+    # The first ones have no keys but the prefix's, or only for their later queries.
+    kv_lens = [
+        longest_prefix(GROUPS, i) + max(qo_len - 1, 0) + 17 * max(i - 4, 0)
+        for i, qo_len in enumerate(QO_LENS)
+    ]
     pages, num_pages = shared_cache(GROUPS, kv_lens, page_size)
     generator = torch.Generator().manual_seed(7)
     kv_cache = torch.randn(num_pages, 2, page_size, num_kv_heads, head_dim, generator=generator)
@@ -203,6 +208,8 @@ def plan_and_run(
     )
     out, lse = attention.run(q, kv_cache)
     assert lse is not None
+    has_prefixes = bool(prefix_items(Plan(attention.plan_bytes())).any())
+    assert has_prefixes == (prefix_groups is not None)
     return out, lse
 
 

@@ -120,9 +120,13 @@ def draw_lens(draw: random.Random, max_kv_len: int) -> list[Lens]:
     return lens
 
 
-def draw_prefix_groups(draw: random.Random, lens: list[Lens]) -> list[tuple[int, int, int]]:
-    """One or two levels, of as many keys as all queries see, whatever the mask."""
-    seen = [max(group.kv_len - group.qo_len, 0) for group in lens for _ in range(group.count)]
+def draw_prefix_groups(
+    draw: random.Random, lens: list[Lens], first_sees_itself: bool
+) -> list[tuple[int, int, int]]:
+    """One or two levels, of as many keys as all queries see, causal or by a tree."""
+    seen = [
+        max(group.kv_len - group.qo_len + first_sees_itself, 0) for group in lens for _ in range(group.count)
+    ]
     groups = []
     begin, end = 0, len(seen)
     for _ in range(draw.randint(1, 2)):
@@ -187,7 +191,9 @@ def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
         has_sinks=draw.random() < 0.25,
         custom_mask=custom_mask,
         split_policy=split_policy,
-        prefix_groups=draw_prefix_groups(draw, lens) if may_share and draw.random() < 0.7 else [],
+        prefix_groups=draw_prefix_groups(draw, lens, custom_mask == "none")
+        if may_share and draw.random() < 0.7
+        else [],
         num_ctas=draw.randint(1, max_num_ctas),
         seed=draw.getrandbits(31),
     )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from onewave._prefixes import PrefixGroups, make_prefix_groups
+from onewave._prefixes import PrefixGroups, make_prefix_groups, prefix_arguments
 from onewave._validate import check_index_array, check_tensor, describe
 
 CPU = torch.device("cpu")
@@ -31,15 +31,13 @@ class Batch(NamedTuple):
             "kv_indptr": 0 if self.kv_indptr is None else self.kv_indptr.data_ptr(),
             "kv_len_arr": self.kv_len_arr.data_ptr(),
             "kv_indices": kv_indices.data_ptr(),
+            **prefix_arguments(self.prefix_groups),
         }
         if self.kv_indptr is None:
             arguments["block_table_width"] = kv_indices.shape[1]
             arguments["block_table_stride"] = kv_indices.stride(0)
         if self.actual_kv_len_arr is not None:
             arguments["actual_kv_len_arr"] = self.actual_kv_len_arr.data_ptr()
-        if self.prefix_groups is not None:
-            arguments["prefix_groups"] = self.prefix_groups.data_ptr()
-            arguments["num_prefix_groups"] = len(self.prefix_groups)
         return arguments
 
 

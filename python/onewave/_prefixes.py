@@ -33,6 +33,13 @@ def make_prefix_groups(prefix_groups: PrefixGroups | None) -> torch.Tensor | Non
     return prefix_groups.contiguous() if len(prefix_groups) > 0 else None
 
 
+def prefix_arguments(prefix_groups: torch.Tensor | None) -> dict[str, int]:
+    """As the planner takes them: an address, which the caller keeps."""
+    if prefix_groups is None:
+        return {}
+    return {"prefix_groups": prefix_groups.data_ptr(), "num_prefix_groups": len(prefix_groups)}
+
+
 def _check_group(index: int, group: tuple[int, int, int]) -> tuple[int, int, int]:
     name = f"prefix_groups[{index}]"
     if not isinstance(group, Sequence) or len(group) != 3:

@@ -109,7 +109,8 @@ class BatchAttention:
         max_mask_bytes: of a plan's custom masks. For each 128 queries of a request (heads of a kv head counted as
             queries) and 128 keys that some of them see they take 8 bytes, and where not all see all, 16 for each token.
         max_shared_qo_len: query tokens of a plan's prefix_groups, one in several groups counted in each. Each takes
-            room in the workspace for partial results: 2 * num_qo_heads rows of 4 * (head_dim_vo + 1) bytes.
+            room in the workspace: for partial results 2 * num_qo_heads rows of 4 * (head_dim_vo + 1) bytes, and
+            for work about 220 * num_kv_heads bytes in the plan of each window.
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
@@ -195,13 +196,13 @@ class BatchAttention:
         packed_custom_mask: the same as uint8, a bit each, the low one first, each request from a byte of its own on.
         mask_indptr: int64 [batch_size + 1], the bytes at which they begin, where some requests have no mask and so no
             bytes; they go by causal.
-        prefix_groups: requests whose first tokens lie in the same pages, which are then read once for all of them: a
-            sequence of (request_begin, request_end, num_tokens), or an int32 tensor [num_groups, 3] on the host. The
+        prefix_groups: requests whose first tokens lie in the same pages, which are then read once for all of them (for
+            128 rows that lie side by side in q, to be exact): a sequence of (request_begin, request_end, num_tokens), or an int32 tensor [num_groups, 3] on the host. The
             requests of a group stand one after another in the batch. Groups nest, as paths in a tree of prefixes do:
             ((0, 64, 16384), (0, 8, 20000)) has 64 requests that share 16384 tokens, and eight of them 3616 more. Page
             tables and lengths are those of whole requests all the same, and so are results, but for rounding; that
-            the pages are the same is not checked. All queries of a group see all its tokens; an actual_kv_len_arr
-            never falls below them. What is shared ends at the last multiple of 128 tokens; requests of more than 64
+            the pages are the same is not checked. All queries of a group see all its tokens, also by the lengths of an
+            actual_kv_len_arr, which is not checked either. What is shared ends at the last multiple of 128 tokens; requests of more than 64
             rows (qo_len * num_qo_heads / num_kv_heads) and plans of a window read all keys for themselves. Not with
             split_policy "fixed".
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).

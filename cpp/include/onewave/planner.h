@@ -48,12 +48,12 @@ struct MaskSpec {
 /// prefix is longer, the part behind the outer one's is what is read for it.
 ///
 /// It changes no result but by rounding. What is shared ends at the last multiple of kTileKv. A request of
-/// more packed rows than half of a wide tile reads all its keys for itself, which takes no more reads; so do
-/// all in a plan of a window.
+/// more packed rows than half of a wide tile reads all its keys for itself; so do all in a plan of a window.
+/// For the others they are read once for each wide tile of rows that lie side by side in q.
 struct PrefixGroup {
   int32_t request_begin;
   int32_t request_end;
-  int32_t num_tokens;  ///< which all queries of these requests see: before the first one's position
+  int32_t num_tokens;  ///< all of which all queries of these requests see
 };
 
 /// One step. Length arrays are on the host; kv_indices is an address the planner never follows.
@@ -74,7 +74,8 @@ struct BatchSpec {
   const int32_t* actual_kv_len_arr = nullptr;
   MaskSpec masks{};
   /// [num_prefix_groups], in any order. Page tables and lengths are those of whole requests all the same;
-  /// that the pages are the same is not checked. Lengths that are upper bounds never fall below a prefix.
+  /// that the pages are the same is not checked. Where lengths are upper bounds, those that turn out are such
+  /// that all queries of a group still see all its tokens.
   const PrefixGroup* prefix_groups = nullptr;
   int32_t num_prefix_groups = 0;
 };
@@ -101,7 +102,7 @@ const PlanHeader* plan_batch(const BatchSpec& batch, const PlanLimits& limits, c
 
 /// What the planner took each item of the batch's plan to cost: microseconds to `us`, num_items of them. A
 /// CTA's predicted_us is the sum over its narrow items and the wide ones that it takes if the predictions
-/// hold, and what the launch costs.
+/// hold, and what the launch costs. Of the batch it looks at the lengths of queries and the prefix_groups.
 void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostModel& costs, double* us);
 
 }  // namespace onewave

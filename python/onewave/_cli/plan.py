@@ -19,6 +19,7 @@ from onewave import _core
 from onewave._calibration import read_calibration
 from onewave._cli.records import ctas_of, header_of, items_of
 from onewave._matplotlib import MissingMatplotlib, import_pyplot, save
+from onewave._prefixes import make_prefix_groups, prefix_arguments
 from onewave._tensors import Shape
 from onewave._validate import check_int
 from onewave.bench.tensors import lens_tensors
@@ -174,13 +175,24 @@ def plan_workload(workload: Workload, calibration: _core.Calibration) -> bytes:
         max(workload.total_qo_len, 1),
         max((request.kv_len for request in workload.requests), default=1) or 1,
         workload.num_ctas,
+        max_shared_qo_len=workload.total_qo_len if workload.prefix_len > 0 else 0,
     )
     _core.workspace_layout(limits, shape)  # refuses what no kernel is for
     costs = costs_of(workload, calibration)
     addresses = (qo_indptr.data_ptr(), kv_indptr.data_ptr(), kv_len_arr.data_ptr(), 0)
     scale = workload.head_dim**-0.5
     batch_size = len(workload.requests)
-    return _core.plan_batch(limits, shape, workload.causal, scale, batch_size, *addresses, costs)
+    prefix_groups = make_prefix_groups(workload.prefix_groups)
+    return _core.plan_batch(
+        limits,
+        shape,
+        workload.causal,
+        scale,
+        batch_size,
+        *addresses,
+        costs,
+        **prefix_arguments(prefix_groups),
+    )
 
 
 def predict_bars(plan: bytes, workload: Workload, calibration: _core.Calibration) -> list[Bar]:
@@ -188,8 +200,14 @@ def predict_bars(plan: bytes, workload: Workload, calibration: _core.Calibration
     header, items = header_of(plan), items_of(plan)
     costs = costs_of(workload, calibration)
     qo_indptr, _, _ = lens_tensors(workload)
+    prefix_groups = make_prefix_groups(workload.prefix_groups)
     item_us = _core.predict_items(
-        plan, _core_shape(workload), len(workload.requests), qo_indptr.data_ptr(), costs
+        plan,
+        _core_shape(workload),
+        len(workload.requests),
+        qo_indptr.data_ptr(),
+        costs,
+        **prefix_arguments(prefix_groups),
     )
 
     def kind(i: int) -> str:

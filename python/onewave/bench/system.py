@@ -43,11 +43,7 @@ class Onewave:
     ) -> None:
         workload = tensors.workload
         self._tensors = tensors
-        self._prefix_groups = (
-            [(0, len(workload.requests), workload.prefix_len)]
-            if reads_prefixes_once and workload.prefix_len > 0
-            else None
-        )
+        self._prefix_groups = workload.prefix_groups if reads_prefixes_once else []
         self._attention = onewave.BatchAttention(
             device=tensors.device,
             # With fixed splits the limit decides how finely requests are cut: an engine's, not the default.

@@ -65,6 +65,11 @@ class Workload:
         return self.num_qo_heads // self.num_kv_heads
 
     @property
+    def prefix_groups(self) -> list[tuple[int, int, int]]:
+        """As plan() takes them."""
+        return [(0, len(self.requests), self.prefix_len)] if self.prefix_len > 0 else []
+
+    @property
     def total_qo_len(self) -> int:
         return sum(request.qo_len for request in self.requests)
 
