@@ -196,14 +196,15 @@ class BatchAttention:
         packed_custom_mask: the same as uint8, a bit each, the low one first, each request from a byte of its own on.
         mask_indptr: int64 [batch_size + 1], the bytes at which they begin, where some requests have no mask and so no
             bytes; they go by causal.
-        prefix_groups: requests whose first tokens lie in the same pages, which are then read once for all of them (for
-            128 rows that lie side by side in q, to be exact): a sequence of (request_begin, request_end, num_tokens), or an int32 tensor [num_groups, 3] on the host. The
-            requests of a group stand one after another in the batch. Groups nest, as paths in a tree of prefixes do:
-            ((0, 64, 16384), (0, 8, 20000)) has 64 requests that share 16384 tokens, and eight of them 3616 more. Page
-            tables and lengths are those of whole requests all the same, and so are results, but for rounding; that
-            the pages are the same is not checked. All queries of a group see all its tokens, also by the lengths of an
-            actual_kv_len_arr, which is not checked either. What is shared ends at the last multiple of 128 tokens; requests of more than 64
-            rows (qo_len * num_qo_heads / num_kv_heads) and plans of a window read all keys for themselves. Not with
+        prefix_groups: requests whose first tokens lie in the same pages, which are then read once for all of them
+            (for 128 rows that lie side by side in q, to be exact): a sequence of (request_begin, request_end,
+            num_tokens), or an int32 tensor [num_groups, 3] on the host. The requests of a group stand one after
+            another in the batch. Groups nest, as paths in a tree of prefixes do: ((0, 64, 16384), (0, 8, 20000)) has
+            64 requests that share 16384 tokens, and eight of them 3616 more. Page tables and lengths are those of
+            whole requests all the same, and so are results, but for rounding; that the pages are the same is not
+            checked. All queries of a group see all its tokens, also by the lengths of an actual_kv_len_arr, which is
+            not checked either. What is shared ends at the last multiple of 128 tokens; requests of more than 64 rows
+            (qo_len * num_qo_heads / num_kv_heads) and plans of a window read all keys for themselves. Not with
             split_policy "fixed".
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type: of q and out: torch.bfloat16 or torch.float16; torch.float32 on a CPU too.
@@ -211,11 +212,12 @@ class BatchAttention:
             equal). A decode then reads half the bytes; a prompt's keys are widened on their way, which takes a third
             more time (bench/NOTES.md).
 
-        Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when four earlier
-        copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are read
-        on the host, bit by bit, and copied there where they are not. Length tensors on the GPU add three copies and one
-        synchronisation of the stream, a kv_indices on the host one copy and two allocations. The first plan of a shape
-        allocates.
+        Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when
+        four earlier copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are
+        read on the host, bit by bit, and copied there where they are not. Prefix groups make a plan of 64 decodes
+        take about twice as long, and pay from some 2000 shared tokens on (bench/results/prefixes_h100.json). Length
+        tensors on the GPU add three copies and one synchronisation of the stream, a kv_indices on the host one copy
+        and two allocations. The first plan of a shape allocates.
 
         Raises ValueError or TypeError for arguments, also for more query tokens or pages than the tensors have that
         a CUDA graph was captured with; RuntimeError on a capturing stream, inside torch.compile and for another shape
