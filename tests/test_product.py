@@ -125,7 +125,9 @@ def draw_prefix_groups(
 ) -> list[tuple[int, int, int]]:
     """One or two levels, of as many keys as all queries see, causal or by a tree."""
     seen = [
-        max(group.kv_len - group.qo_len + first_sees_itself, 0) for group in lens for _ in range(group.count)
+        min(max(group.kv_len - group.qo_len + first_sees_itself, 0), group.kv_len)
+        for group in lens
+        for _ in range(group.count)
     ]
     groups = []
     begin, end = 0, len(seen)
