@@ -112,15 +112,15 @@ bool is_causal(const BatchSpec& batch, int32_t request) {
 
 /// Which keys the rows of a tile see, and it is to read. `token_end`: behind the tile's last query token,
 /// counted from the request's first. `num_shared_keys`: that are read for it, which it sees.
-void set_keys(const BatchSpec& batch, int32_t token_end, int32_t num_shared_keys, PlanMasks& masks,
-              WorkItem& tile) {
+void set_keys(const BatchSpec& batch, int32_t group_size, int32_t token_end, int32_t num_shared_keys,
+              PlanMasks& masks, WorkItem& tile) {
   const int32_t request = tile.request;
   const int32_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
   const int32_t kv_len = batch.kv_len_arr[request];
-  const int32_t token_begin = tile.row_begin / (batch.shape.num_qo_heads / batch.shape.num_kv_heads);
   if (has_custom_mask(batch, request)) {
     tile.mask_begin = static_cast<int32_t>(masks.tiles.size());
-    tile.kv_end = add_mask_tiles(batch, request, token_begin, token_end, num_shared_keys, masks);
+    tile.kv_end =
+        add_mask_tiles(batch, request, tile.row_begin / group_size, token_end, num_shared_keys, masks);
     tile.causal_shift = tile.kv_end;
     return;
   }
@@ -133,45 +133,44 @@ void set_keys(const BatchSpec& batch, int32_t token_end, int32_t num_shared_keys
   tile.window_shift = static_cast<int32_t>(std::max<int64_t>(window_shift, kNoWindow + 1));
   // One tile more where the range may move (set_kv_len()).
   const int64_t spare = batch.actual_kv_len_arr != nullptr ? kTileKv : 0;
-  const auto first = std::clamp<int64_t>(window_shift + token_begin - spare, 0, tile.kv_end);
+  const auto first = std::clamp<int64_t>(window_shift + tile.row_begin / group_size - spare, 0, tile.kv_end);
   tile.kv_begin = static_cast<int32_t>(first / kTileKv * kTileKv);
 }
 
 /// The tiles of one request, those that see most keys first. One that sees none has nothing to multiply and
 /// is narrow, however many rows it has.
-void add_tiles(const BatchSpec& batch, int32_t request, Scratch& scratch) {
-  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+void add_tiles(const BatchSpec& batch, int32_t group_size, int32_t request, Scratch& scratch) {
   const int32_t q_token_begin = batch.qo_indptr[request];
   const int32_t qo_len = batch.qo_indptr[request + 1] - q_token_begin;
   const int32_t num_rows = qo_len * group_size;
   const bool is_narrow = num_rows <= kNarrowTileQ;
   const int32_t tile_q = is_narrow ? kNarrowTileQ : kWideTileQ;
   const int32_t num_shared_keys = scratch.prefixes.num_shared_keys(request);
+  std::vector<Tile>& tiles = is_narrow ? scratch.narrow_tiles : scratch.wide_tiles;
   for (int32_t tile = (num_rows + tile_q - 1) / tile_q - 1; tile >= 0; --tile) {
     const int32_t row_begin = tile * tile_q;
     const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(num_rows, int64_t{row_begin} + tile_q));
-    WorkItem whole{
-        .request = request,
-        .q_token_begin = q_token_begin,
-        .row_begin = row_begin,
-        .num_rows = row_end - row_begin,
-        .causal_shift = 0,
-        .window_shift = kNoWindow,
-        .mask_begin = kNoMask,
-        .kv_begin = 0,
-        .kv_end = 0,
-        .page_begin = first_page(batch, request),
-        .kv_head_begin = 0,
-        .kv_head_end = batch.shape.num_kv_heads,
-        .heads_per_step = 1,
-        .split_tile = -1,
-        .split_idx = 0,
-    };
-    set_keys(batch, (row_end - 1) / group_size + 1, num_shared_keys, scratch.masks, whole);
-    const bool has_keys = whole.kv_end > whole.kv_begin;
-    std::vector<Tile>& tiles = is_narrow || !has_keys ? scratch.narrow_tiles : scratch.wide_tiles;
-    tiles.push_back({whole, is_narrow ? row_class(whole.num_rows) : wide_class(num_rows)});
-    if (num_shared_keys > 0) scratch.prefixes.add_member(tiles.back(), scratch.schedule);
+    // Where it stays: a copy of what was just written field by field takes as long as all else here.
+    Tile& whole = tiles.emplace_back();
+    whole.request = request;
+    whole.q_token_begin = q_token_begin;
+    whole.row_begin = row_begin;
+    whole.num_rows = row_end - row_begin;
+    whole.window_shift = kNoWindow;
+    whole.mask_begin = kNoMask;
+    whole.page_begin = first_page(batch, request);
+    whole.kv_head_end = batch.shape.num_kv_heads;
+    whole.heads_per_step = 1;
+    whole.split_tile = -1;
+    whole.cost_class = is_narrow ? row_class(whole.num_rows) : wide_class(num_rows);
+    set_keys(batch, group_size, (row_end - 1) / group_size + 1, num_shared_keys, scratch.masks, whole);
+    Tile* placed = &whole;
+    if (!is_narrow && num_keys(whole) == 0) {
+      scratch.narrow_tiles.push_back(whole);
+      tiles.pop_back();
+      placed = &scratch.narrow_tiles.back();
+    }
+    if (num_shared_keys > 0) scratch.prefixes.add_member(*placed, scratch.schedule);
   }
 }
 
@@ -184,7 +183,9 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   scratch.schedule.reset(limits.num_ctas);
   scratch.prefixes.start(batch);
   check_shared_qo_len(scratch.prefixes.shared_qo_len(), limits);
-  for (int32_t request = 0; request < batch.batch_size; ++request) add_tiles(batch, request, scratch);
+  const int32_t group_size = batch.shape.num_qo_heads / batch.shape.num_kv_heads;
+  for (int32_t request = 0; request < batch.batch_size; ++request)
+    add_tiles(batch, group_size, request, scratch);
   scratch.prefixes.add_tiles(batch, scratch.narrow_tiles, scratch.wide_tiles, scratch.schedule);
   const LineWork wide_work = sum_work(scratch.wide_tiles);
   if (limits.split_policy == SplitPolicy::kFixed) {
