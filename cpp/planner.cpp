@@ -106,10 +106,6 @@ PlanSections largest_plan(const PlanLimits& limits, const AttentionShape& shape)
                        2 * max_prefix_units, max_shared * group_size, true, 0, limits.max_mask_bytes);
 }
 
-bool is_causal(const BatchSpec& batch, int32_t request) {
-  return batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
-}
-
 /// Which keys the rows of a tile see, and it is to read. `token_end`: behind the tile's last query token,
 /// counted from the request's first. `num_shared_keys`: that are read for it, which it sees.
 void set_keys(const BatchSpec& batch, int32_t group_size, int32_t token_end, int32_t num_shared_keys,
@@ -430,6 +426,7 @@ void predict_items(const PlanHeader* plan, const BatchSpec& batch, const CostMod
   const auto* items = plan_section<WorkItem>(plan, plan->items_offset);
   const KindCosts narrow = narrow_unit_costs(costs, std::max(plan->num_narrow_ctas, 1));
   const KindCosts wide = wide_unit_costs(costs, plan->num_ctas, plan->num_narrow_ctas);
+  check_prefix_requests(batch);
   Prefixes prefixes;
   prefixes.start(batch);
   const auto class_of = [&](const WorkItem& item, bool is_narrow) -> int32_t {

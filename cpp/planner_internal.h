@@ -53,6 +53,10 @@ inline int32_t first_page(const BatchSpec& batch, int32_t request) {
                                     : static_cast<int32_t>(request * batch.block_table_stride);
 }
 
+inline bool is_causal(const BatchSpec& batch, int32_t request) {
+  return batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
+}
+
 /// The item that would do all of a tile's keys and kv heads at once: kv_head_begin is 0. Only where it has to
 /// do with shared prefixes there is a SplitTile before it is cut.
 struct Tile : WorkItem {

@@ -20,18 +20,8 @@ int64_t num_packed_rows(const BatchSpec& batch, int32_t request) {
 int64_t keys_of_all(const BatchSpec& batch, int32_t request) {
   const int64_t qo_len = batch.qo_indptr[request + 1] - batch.qo_indptr[request];
   const int64_t kv_len = batch.kv_len_arr[request];
-  const bool is_causal =
-      batch.masks.causal_arr != nullptr ? batch.masks.causal_arr[request] != 0 : batch.causal;
-  return is_causal && !has_custom_mask(batch, request) ? std::max<int64_t>(kv_len - qo_len + 1, 0) : kv_len;
-}
-
-void check_requests(const BatchSpec& batch, int32_t index) {
-  const PrefixGroup& group = batch.prefix_groups[index];
-  if (group.request_begin < 0 || group.request_end < group.request_begin ||
-      group.request_end > batch.batch_size) {
-    fail("prefix_groups[", index, "] has the requests ", group.request_begin, "..", group.request_end,
-         ", they must be a range of the ", batch.batch_size, " of the batch");
-  }
+  if (!is_causal(batch, request) || has_custom_mask(batch, request)) return kv_len;
+  return std::max<int64_t>(kv_len - qo_len + 1, 0);
 }
 
 void check_tokens(const BatchSpec& batch, int32_t index) {
@@ -49,18 +39,28 @@ void check_tokens(const BatchSpec& batch, int32_t index) {
 
 }  // namespace
 
-void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits) {
+void check_prefix_requests(const BatchSpec& batch) {
   if (batch.num_prefix_groups == 0) return;
   if (batch.num_prefix_groups < 0 || batch.prefix_groups == nullptr) {
     fail("prefix_groups is null or has ", batch.num_prefix_groups, " groups, it must have 0 or more");
   }
+  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) {
+    const PrefixGroup& group = batch.prefix_groups[i];
+    if (group.request_begin < 0 || group.request_end < group.request_begin ||
+        group.request_end > batch.batch_size) {
+      fail("prefix_groups[", i, "] has the requests ", group.request_begin, "..", group.request_end,
+           ", they must be a range of the ", batch.batch_size, " of the batch");
+    }
+  }
+}
+
+void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits) {
+  if (batch.num_prefix_groups == 0) return;
+  check_prefix_requests(batch);
   if (limits.split_policy == SplitPolicy::kFixed) {
     fail("prefix_groups is given with fixed splits; a request's bits would depend on its group");
   }
-  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) {
-    check_requests(batch, i);
-    check_tokens(batch, i);
-  }
+  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) check_tokens(batch, i);
 }
 
 void Prefixes::start(const BatchSpec& batch) {
@@ -76,7 +76,6 @@ void Prefixes::start(const BatchSpec& batch) {
   group_size_ = batch.shape.num_qo_heads / num_kv_heads_;
   if (batch.num_prefix_groups == 0) return;
 
-  for (int32_t i = 0; i < batch.num_prefix_groups; ++i) check_requests(batch, i);
   sorted_.assign(batch.prefix_groups, batch.prefix_groups + batch.num_prefix_groups);
   std::sort(sorted_.begin(), sorted_.end(), [](const PrefixGroup& a, const PrefixGroup& b) {
     return std::tuple(a.request_begin, -a.request_end, a.num_tokens) <
@@ -150,9 +149,10 @@ void Prefixes::add_tiles(const BatchSpec& batch, std::vector<Tile>& narrow_tiles
       const size_t run_end = end_of_run(begin, members_end, INT32_MAX);
       const bool is_narrow = num_rows(begin, run_end) <= kNarrowTileQ;
       std::vector<Tile>& tiles = is_narrow ? narrow_tiles : wide_tiles;
-      for (; begin < run_end; begin = end_of_run(begin, run_end, kWideTileQ)) {
+      while (begin < run_end) {
         const size_t end = end_of_run(begin, run_end, kWideTileQ);
         tiles.push_back(make_tile(batch, group, first_request, begin, end, is_narrow, schedule));
+        begin = end;
       }
     }
   }

@@ -20,8 +20,8 @@ inline constexpr int32_t kMostMemberRows = kWideTileQ / 2;
 
 class Prefixes {
  public:
-  /// Takes the groups of a batch. None counts in a plan of a window. Throws InvalidArgument where they do not
-  /// nest or are of other requests.
+  /// Takes the groups of a batch, whose requests are checked. None counts in a plan of a window. Throws
+  /// InvalidArgument where they do not nest.
   void start(const BatchSpec& batch);
 
   bool empty() const { return groups_.empty(); }
@@ -89,7 +89,10 @@ class Prefixes {
   size_t num_split_tiles_ = 0;  ///< of members and prefixes, the plan's first
 };
 
-/// But for how they nest, which start() says. Throws InvalidArgument.
+/// Throws InvalidArgument where a group is of other requests than the batch has.
+void check_prefix_requests(const BatchSpec& batch);
+
+/// All that can be wrong with them, but for how they nest, which start() says. Throws InvalidArgument.
 void check_prefix_groups(const BatchSpec& batch, const PlanLimits& limits);
 
 }  // namespace onewave::planner
