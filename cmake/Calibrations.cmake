@@ -12,8 +12,8 @@ function(onewave_add_calibrations sources)
     endforeach()
     onewave_json_rows("${json}" memory memory num_ctas gb_per_s)
     onewave_json_rows(
-      "${json}" kernels kernels head_dim loader wide_step_us wide_unit_us wide_slowdown wide_unit_slowdown narrow_unit_us
-      narrow_gb_per_s)
+      "${json}" kernels kernels head_dim loader q_bytes kv_bytes wide_step_us wide_unit_us wide_slowdown wide_unit_slowdown
+      narrow_unit_us narrow_gb_per_s)
     string(
       APPEND
       calibrations

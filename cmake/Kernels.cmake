@@ -10,23 +10,27 @@ set(ONEWAVE_HEAD_DIMS
     "192           128"
     "192           192"
     "256           256")
-set(ONEWAVE_DTYPES bf16 fp16)
-# Of K and V: the same, or e4m3, which has no kernel where head_dim_qk and head_dim_vo differ.
-set(ONEWAVE_KV_DTYPES same fp8)
+# Of Q, and of K and V. fp8 is e4m3; what is widened for wide items has no room where head_dim_qk and head_dim_vo
+# differ.
+set(ONEWAVE_DTYPES
+    # q    kv
+    "bf16  bf16"
+    "bf16  fp8"
+    "fp16  fp16"
+    "fp16  fp8"
+    "fp8   fp8")
 set(ONEWAVE_LOADERS tma gather)
 # Causal or not, or also windows, soft caps, sinks and custom masks, which cost the others nothing so.
 set(ONEWAVE_MASKS plain masked)
 set(ONEWAVE_KERNELS "")
-foreach(_dtype IN LISTS ONEWAVE_DTYPES)
-  foreach(_kv_dtype IN LISTS ONEWAVE_KV_DTYPES)
-    foreach(_head_dims IN LISTS ONEWAVE_HEAD_DIMS)
-      if(_kv_dtype STREQUAL "fp8" AND _head_dims MATCHES "^192 +128$")
-        continue()
-      endif()
-      foreach(_mask IN LISTS ONEWAVE_MASKS)
-        foreach(_loader IN LISTS ONEWAVE_LOADERS)
-          list(APPEND ONEWAVE_KERNELS "${_dtype} ${_kv_dtype} ${_head_dims} ${_loader} ${_mask}")
-        endforeach()
+foreach(_dtypes IN LISTS ONEWAVE_DTYPES)
+  foreach(_head_dims IN LISTS ONEWAVE_HEAD_DIMS)
+    if(_dtypes MATCHES "16 +fp8$" AND _head_dims MATCHES "^192 +128$")
+      continue()
+    endif()
+    foreach(_mask IN LISTS ONEWAVE_MASKS)
+      foreach(_loader IN LISTS ONEWAVE_LOADERS)
+        list(APPEND ONEWAVE_KERNELS "${_dtypes} ${_head_dims} ${_loader} ${_mask}")
       endforeach()
     endforeach()
   endforeach()
@@ -48,8 +52,7 @@ set(_cpp_tma Loader::kTma)
 set(_cpp_gather Loader::kGather)
 set(_cuda_bf16 __nv_bfloat16)
 set(_cuda_fp16 __half)
-set(_cuda_same 0)
-set(_cuda_fp8 1)
+set(_cuda_fp8 ptx::E4M3)
 set(_cuda_tma 0)
 set(_cuda_gather 1)
 set(_cpp_plain false)
@@ -117,10 +120,8 @@ function(onewave_add_kernels out_sources)
     list(GET row 4 loader)
     list(GET row 5 mask)
     set(name "${dtype}")
-    set(cpp_kv_dtype "${_cpp_${dtype}}")
-    if(NOT kv_dtype STREQUAL "same")
+    if(NOT kv_dtype STREQUAL dtype)
       string(APPEND name "_${kv_dtype}")
-      set(cpp_kv_dtype "${_cpp_${kv_dtype}}")
     endif()
     string(APPEND name "_d${head_dim_qk}")
     if(NOT head_dim_vo EQUAL head_dim_qk)
@@ -133,9 +134,9 @@ function(onewave_add_kernels out_sources)
     set(cubin "${dir}/${name}.cubin")
     onewave_compile_kernel(
       "${name}" "${cubin}" "${ONEWAVE_KERNEL_SOURCE}"
-      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_KV_FP8=${_cuda_${kv_dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}};ONEWAVE_MASKED=${_cuda_${mask}}")
+      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_KV_DTYPE=${_cuda_${kv_dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}};ONEWAVE_MASKED=${_cuda_${mask}}")
     onewave_embed_kernel("${name}" "${cubin}")
-    string(APPEND rows "    {${_cpp_${dtype}}, ${cpp_kv_dtype}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${_cpp_${mask}}, ${initialiser}},\n")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${_cpp_${kv_dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${_cpp_${mask}}, ${initialiser}},\n")
   endforeach()
   foreach(row IN LISTS ONEWAVE_OTHER_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")

@@ -295,24 +295,27 @@ void bind_planner(nb::module_& m) {
       .def(
           "__init__",
           [](AttentionShape* self, int32_t num_qo_heads, int32_t num_kv_heads, int32_t head_dim_qk,
-             int32_t head_dim_vo, int32_t page_size, DType dtype, std::optional<DType> kv_dtype) {
+             int32_t head_dim_vo, int32_t page_size, DType dtype, std::optional<DType> kv_dtype,
+             std::optional<DType> out_dtype) {
             new (self) AttentionShape{.num_qo_heads = num_qo_heads,
                                       .num_kv_heads = num_kv_heads,
                                       .head_dim_qk = head_dim_qk,
                                       .head_dim_vo = head_dim_vo,
                                       .page_size = page_size,
                                       .dtype = dtype,
-                                      .kv_dtype = kv_dtype.value_or(dtype)};
+                                      .kv_dtype = kv_dtype.value_or(dtype),
+                                      .out_dtype = out_dtype.value_or(default_out_dtype(dtype))};
           },
           "num_qo_heads"_a, "num_kv_heads"_a, "head_dim_qk"_a, "head_dim_vo"_a, "page_size"_a, "dtype"_a,
-          "kv_dtype"_a = nb::none())
+          "kv_dtype"_a = nb::none(), "out_dtype"_a = nb::none())
       .def_ro("num_qo_heads", &AttentionShape::num_qo_heads)
       .def_ro("num_kv_heads", &AttentionShape::num_kv_heads)
       .def_ro("head_dim_qk", &AttentionShape::head_dim_qk)
       .def_ro("head_dim_vo", &AttentionShape::head_dim_vo)
       .def_ro("page_size", &AttentionShape::page_size)
       .def_ro("dtype", &AttentionShape::dtype)
-      .def_ro("kv_dtype", &AttentionShape::kv_dtype);
+      .def_ro("kv_dtype", &AttentionShape::kv_dtype)
+      .def_ro("out_dtype", &AttentionShape::out_dtype);
   nb::class_<WorkspaceLayout>(m, "WorkspaceLayout")
       .def_ro("plan_bytes", &WorkspaceLayout::plan_bytes)
       .def_ro("partial_lse_offset", &WorkspaceLayout::partial_lse_offset)
@@ -341,11 +344,13 @@ void bind_cost_model(nb::module_& m) {
   nb::class_<KernelRates>(m, "KernelRates")
       .def(
           "__init__",
-          [](KernelRates* self, int32_t head_dim, Loader loader, float wide_step_us, float wide_unit_us,
-             float wide_slowdown, float wide_unit_slowdown, float narrow_unit_us,
-             const std::array<float, kNumRowClasses>& narrow_gb_per_s) {
+          [](KernelRates* self, int32_t head_dim, Loader loader, int32_t q_bytes, int32_t kv_bytes,
+             float wide_step_us, float wide_unit_us, float wide_slowdown, float wide_unit_slowdown,
+             float narrow_unit_us, const std::array<float, kNumRowClasses>& narrow_gb_per_s) {
             new (self) KernelRates{.head_dim = head_dim,
                                    .loader = loader,
+                                   .q_bytes = q_bytes,
+                                   .kv_bytes = kv_bytes,
                                    .wide_step_us = wide_step_us,
                                    .wide_unit_us = wide_unit_us,
                                    .wide_slowdown = wide_slowdown,
@@ -353,8 +358,8 @@ void bind_cost_model(nb::module_& m) {
                                    .narrow_unit_us = narrow_unit_us,
                                    .narrow_gb_per_s = narrow_gb_per_s};
           },
-          "head_dim"_a, "loader"_a, "wide_step_us"_a, "wide_unit_us"_a, "wide_slowdown"_a,
-          "wide_unit_slowdown"_a, "narrow_unit_us"_a, "narrow_gb_per_s"_a);
+          "head_dim"_a, "loader"_a, "q_bytes"_a, "kv_bytes"_a, "wide_step_us"_a, "wide_unit_us"_a,
+          "wide_slowdown"_a, "wide_unit_slowdown"_a, "narrow_unit_us"_a, "narrow_gb_per_s"_a);
   nb::class_<Calibration>(m, "Calibration")
       .def(
           "__init__",
@@ -386,7 +391,8 @@ void bind_executor(nb::module_& m) {
              int64_t v_page_stride, int64_t v_token_stride, int64_t v_head_stride, int64_t num_pages,
              uintptr_t out, int64_t out_token_stride, int64_t out_head_stride, int64_t num_rows,
              uintptr_t lse, float sm_scale, float k_scale, float v_scale, uintptr_t sm_scale_ptr,
-             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr, std::optional<DType> kv_dtype) {
+             uintptr_t k_scale_ptr, uintptr_t v_scale_ptr, std::optional<DType> kv_dtype,
+             std::optional<DType> out_dtype) {
             new (self) RunArgs{
                 .dtype = dtype,
                 .q = pointer<const void>(q),
@@ -396,6 +402,7 @@ void bind_executor(nb::module_& m) {
                 .k = {pointer<const void>(k), k_page_stride, k_token_stride, k_head_stride},
                 .v = {pointer<const void>(v), v_page_stride, v_token_stride, v_head_stride},
                 .num_pages = num_pages,
+                .out_dtype = out_dtype.value_or(default_out_dtype(dtype)),
                 .out = pointer<void>(out),
                 .out_token_stride = out_token_stride,
                 .out_head_stride = out_head_stride,
@@ -413,7 +420,7 @@ void bind_executor(nb::module_& m) {
           "k_token_stride"_a, "k_head_stride"_a, "v"_a, "v_page_stride"_a, "v_token_stride"_a,
           "v_head_stride"_a, "num_pages"_a, "out"_a, "out_token_stride"_a, "out_head_stride"_a, "num_rows"_a,
           "lse"_a, "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a,
-          "kv_dtype"_a = nb::none())
+          "kv_dtype"_a = nb::none(), "out_dtype"_a = nb::none())
       .def(
           "at",
           [](const RunArgs& self, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t lse) {
@@ -432,7 +439,7 @@ void bind_executor(nb::module_& m) {
              uintptr_t k_scale_ptr, uintptr_t v_scale_ptr, int64_t k_scale_page_stride,
              int64_t k_scale_group_stride, int64_t k_scale_head_stride, int32_t k_group_tokens,
              int64_t v_scale_page_stride, int64_t v_scale_group_stride, int64_t v_scale_head_stride,
-             int32_t v_group_tokens) {
+             int32_t v_group_tokens, uintptr_t q_scale_ptr, int64_t q_scale_head_stride) {
             self.sm_scale = sm_scale;
             self.k_scale = k_scale;
             self.v_scale = v_scale;
@@ -447,11 +454,14 @@ void bind_executor(nb::module_& m) {
                              .group_stride = v_scale_group_stride,
                              .head_stride = v_scale_head_stride,
                              .group_tokens = v_group_tokens};
+            self.q_scales = pointer<const float>(q_scale_ptr);
+            self.q_scale_head_stride = q_scale_head_stride;
           },
           "sm_scale"_a, "k_scale"_a, "v_scale"_a, "sm_scale_ptr"_a, "k_scale_ptr"_a, "v_scale_ptr"_a,
           "k_scale_page_stride"_a = 0, "k_scale_group_stride"_a = 0, "k_scale_head_stride"_a = 0,
           "k_group_tokens"_a = 1, "v_scale_page_stride"_a = 0, "v_scale_group_stride"_a = 0,
-          "v_scale_head_stride"_a = 0, "v_group_tokens"_a = 1)
+          "v_scale_head_stride"_a = 0, "v_group_tokens"_a = 1, "q_scale_ptr"_a = 0,
+          "q_scale_head_stride"_a = 0)
       .def_prop_ro(
           "is_scaled_by_group",
           [](const RunArgs& self) { return self.k_scales.is_by_group() || self.v_scales.is_by_group(); })

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <iterator>
 #include <string>
+#include <utility>
 
 namespace onewave {
 namespace {
@@ -20,14 +21,19 @@ double read_us(double bytes, double cta_gb_per_s, double memory_gb_per_s, int nu
   return std::sqrt(std::sqrt(squares[0] * squares[0] + squares[1] * squares[1]));
 }
 
-/// Where the head_dim was not measured, the nearest, whose wide work takes as much more as there are columns.
+/// Where the head_dim was not measured, the nearest, whose wide work takes as much more as there are columns;
+/// but sooner another head_dim than other types.
 KernelRates find_rates(const AttentionShape& shape, const Calibration& calibration) {
   const Loader loader = choose_loader(shape.page_size);
   const int32_t columns = shape.head_dim_qk + shape.head_dim_vo;
   const KernelRates* nearest = nullptr;
   for (const KernelRates& kernel : calibration.kernels) {
     if (kernel.loader != loader) continue;
-    const auto distance = [&](const KernelRates& rates) { return std::abs(2 * rates.head_dim - columns); };
+    const auto distance = [&](const KernelRates& rates) {
+      const bool has_types =
+          rates.q_bytes == dtype_bytes(shape.dtype) && rates.kv_bytes == dtype_bytes(shape.kv_dtype);
+      return std::pair(!has_types, std::abs(2 * rates.head_dim - columns));
+    };
     if (nearest == nullptr || distance(kernel) < distance(*nearest)) nearest = &kernel;
   }
   if (nearest == nullptr) {

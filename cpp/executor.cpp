@@ -15,6 +15,7 @@
 #include "cpu_float.h"
 #include "cpu_tile.h"
 #include "fail.h"
+#include "run_checks.h"
 
 namespace onewave {
 namespace {
@@ -43,8 +44,13 @@ float sm_scale_log2(const PlanHeader& header, const RunArgs& args) {
   return args.sm_scale > 0 ? args.sm_scale * std::numbers::log2e_v<float> : header.sm_scale_log2;
 }
 
+/// Of the scores of a kv head's queries.
+float query_scale(const RunArgs& args, int32_t kv_head) {
+  return args.q_scales == nullptr ? 1.0f : args.q_scales[kv_head * args.q_scale_head_stride];
+}
+
 /// One call: the plan, the tensors, and the partials that its threads share.
-template <class Element, class KvElement>
+template <class QueryElement, class KvElement, class OutElement>
 class Execution {
  public:
   Execution(const PlanHeader& header, const RunArgs& args)
@@ -89,12 +95,14 @@ class Execution {
   }
 
   void load_queries(const WorkItem& item, int32_t kv_head, TileScratch& scratch) const {
+    const float scale = query_scale(args_, kv_head);
     for (int32_t row = 0; row < item.num_rows; ++row) {
       const QueryRow source = query_row(item.q_token_begin, item.row_begin + row, kv_head);
-      const Element* elements = static_cast<const Element*>(args_.q) + source.token * args_.q_token_stride +
-                                source.head * args_.q_head_stride;
+      const QueryElement* elements = static_cast<const QueryElement*>(args_.q) +
+                                     source.token * args_.q_token_stride + source.head * args_.q_head_stride;
       float* q = &scratch.q[static_cast<size_t>(row) * header_.head_dim_qk];
-      for (int32_t column = 0; column < header_.head_dim_qk; ++column) q[column] = to_float(elements[column]);
+      for (int32_t column = 0; column < header_.head_dim_qk; ++column)
+        q[column] = to_float(elements[column]) * scale;
     }
   }
 
@@ -174,10 +182,10 @@ class Execution {
   }
 
   void store_row(const QueryRow& target, const float* values, float scale, float lse) const {
-    Element* out = static_cast<Element*>(args_.out) + target.token * args_.out_token_stride +
-                   target.head * args_.out_head_stride;
+    OutElement* out = static_cast<OutElement*>(args_.out) + target.token * args_.out_token_stride +
+                      target.head * args_.out_head_stride;
     for (int32_t column = 0; column < header_.head_dim_vo; ++column) {
-      out[column] = from_float<Element>(values[column] * scale);
+      out[column] = from_float<OutElement>(values[column] * scale);
     }
     if (args_.lse == nullptr) return;
     args_.lse[target.token * header_.num_qo_heads + target.head] =
@@ -276,9 +284,9 @@ class Execution {
   std::vector<std::atomic<int32_t>> arrivals_;  ///< of each split tile
 };
 
-template <class Element, class KvElement>
+template <class QueryElement, class KvElement, class OutElement>
 void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
-  Execution<Element, KvElement> execution(header, args);
+  Execution<QueryElement, KvElement, OutElement> execution(header, args);
   // All memory is there before the first thread starts: a thread that throws ends the process.
   std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim_qk, header.head_dim_vo));
   // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
@@ -300,10 +308,14 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
 
 template <class Element>
 void execute_by_cache(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
-  if (args.kv_dtype == DType::kFloat8E4M3) return execute<Element, Float8E4M3>(header, args, num_threads);
-  if (args.kv_dtype != args.dtype)
-    fail("kv_dtype is another than that of q; it must be the same or float8_e4m3fn");
-  execute<Element, Element>(header, args, num_threads);
+  if (args.kv_dtype == DType::kFloat8E4M3)
+    return execute<Element, Float8E4M3, Element>(header, args, num_threads);
+  execute<Element, Element, Element>(header, args, num_threads);
+}
+
+template <class OutElement>
+void execute_fp8(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
+  execute<Float8E4M3, Float8E4M3, OutElement>(header, args, num_threads);
 }
 
 }  // namespace
@@ -321,6 +333,7 @@ void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) 
     fail("num_rows is ", args.num_rows,
          "; it must be at least the plan's total_qo_len = ", plan->total_qo_len);
   }
+  check_cpu_dtypes(args);
   const int32_t wanted =
       num_threads > 0 ? num_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   const int32_t used = std::clamp(wanted, 1, std::max(plan->num_ctas, 1));
@@ -332,7 +345,9 @@ void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) 
     case DType::kBFloat16:
       return execute_by_cache<BFloat16>(*plan, args, used);
     case DType::kFloat8E4M3:
-      fail("dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits");
+      if (args.out_dtype == DType::kFloat32) return execute_fp8<float>(*plan, args, used);
+      if (args.out_dtype == DType::kFloat16) return execute_fp8<Float16>(*plan, args, used);
+      return execute_fp8<BFloat16>(*plan, args, used);
   }
 }
 

@@ -33,7 +33,7 @@ constexpr KernelInterface kUpdateKvLens = {
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
   return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads &&
          a.head_dim_qk == b.head_dim_qk && a.head_dim_vo == b.head_dim_vo && a.page_size == b.page_size &&
-         a.dtype == b.dtype && a.kv_dtype == b.kv_dtype;
+         a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.out_dtype == b.out_dtype;
 }
 
 bool is_capturing(CUstream stream) {
@@ -147,6 +147,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       device(hopper_device(device_ordinal)),
       context(device),
       plan_sizes(plan_limits.num_windows) {
+  check_out_dtype(shape.dtype, shape.out_dtype);
   if (memory == nullptr || reinterpret_cast<uintptr_t>(memory) % kWorkspaceAlignment != 0) {
     throw InvalidArgument("workspace must be device memory that starts at a multiple of 128 bytes");
   }
@@ -174,6 +175,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .box_shift = log2_of(panel_box.tokens),
                       .group_box_shift = log2_of(group_box.tokens),
                       .group_heads_shift = log2_of(group_box.heads),
+                      .out_is_bf16 = args.out_dtype == DType::kBFloat16 ? 1 : 0,
                       .q = args.q,
                       .out = args.out,
                       .q_token_stride = static_cast<int32_t>(args.q_token_stride),
@@ -193,13 +195,15 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .sinks = args.sinks,
                       .k = gathered_tensor(args.k, shape.kv_dtype),
                       .v = gathered_tensor(args.v, shape.kv_dtype),
+                      .q_scale_ptr = args.q_scales,
                       .k_panel_map = {},
                       .k_map = {},
                       .v_map = {},
                       .k_group_map = {},
                       .v_group_map = {},
                       .k_scale_strides = scale_strides(args.k_scales),
-                      .v_scale_strides = scale_strides(args.v_scales)};
+                      .v_scale_strides = scale_strides(args.v_scales),
+                      .q_scale_head_stride = static_cast<int32_t>(args.q_scale_head_stride)};
   if (embedded.loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);

@@ -86,13 +86,13 @@ void check_row_stride(const char* name, const char* dimension, int64_t stride, i
   }
 }
 
-void check_rows(const char* name, const void* address, int64_t token_stride, int64_t head_stride,
+void check_rows(const char* name, const void* address, int64_t token_stride, int64_t head_stride, DType dtype,
                 const RunSituation& situation) {
   // An empty tensor may have no address, unless a later plan can give it rows.
   if (situation.plan.total_qo_len == 0 && !situation.is_capturing) return;
   check_address(name, address);
-  check_row_stride(name, "token", token_stride, situation.max_total_qo_len, situation.shape.dtype);
-  check_row_stride(name, "head", head_stride, situation.shape.num_qo_heads, situation.shape.dtype);
+  check_row_stride(name, "token", token_stride, situation.max_total_qo_len, dtype);
+  check_row_stride(name, "head", head_stride, situation.shape.num_qo_heads, dtype);
 }
 
 bool has_keys(const PlanHeader& plan) {
@@ -138,6 +138,9 @@ void check_kv_scales(const char* name, const KvScales& scales, const AttentionSh
     fail(name, " are of groups of tokens; head_dim must be at most ", kMaxScaledHeadDim, " for them, not ",
          shape.head_dim_vo);
   }
+  if (scales.is_by_group() && shape.dtype == DType::kFloat8E4M3) {
+    fail(name, " are of groups of tokens; q must be of 16 bits for them, not ", dtype_name(shape.dtype));
+  }
   // The kernel multiplies the two in 31 bits.
   constexpr int32_t kMaxPageSize = 1 << 15;
   if (scales.is_by_group() && shape.page_size > kMaxPageSize) {
@@ -147,6 +150,18 @@ void check_kv_scales(const char* name, const KvScales& scales, const AttentionSh
   if (scales.group_tokens < 1 || shape.page_size % scales.group_tokens != 0) {
     fail(name, " has groups of ", scales.group_tokens, " tokens; they must divide pages of ",
          shape.page_size);
+  }
+}
+
+void check_q_scales(const RunArgs& args) {
+  if (args.q_scales == nullptr) return;
+  if (args.dtype != DType::kFloat8E4M3) {
+    fail("q_scales are given; they must be null where q is ", dtype_name(args.dtype), ", not ",
+         dtype_name(DType::kFloat8E4M3));
+  }
+  if (args.q_scale_head_stride < 0 || args.q_scale_head_stride > std::numeric_limits<int32_t>::max()) {
+    fail("q_scale_head_stride is ", args.q_scale_head_stride,
+         "; it must not be negative, and must be an int32");
   }
 }
 
@@ -206,16 +221,41 @@ void check_states(const StateSet& states, const MergeArgs& args) {
   check_not_null("s", states.s);
 }
 
+void check_out_dtype(DType dtype, DType out_dtype, bool is_on_cpu) {
+  if (dtype != DType::kFloat8E4M3) {
+    if (out_dtype == dtype) return;
+    fail("out_dtype is ", dtype_name(out_dtype), "; it must be that of q, ", dtype_name(dtype));
+  }
+  if (out_dtype == DType::kBFloat16 || out_dtype == DType::kFloat16) return;
+  if (out_dtype == DType::kFloat32 && is_on_cpu) return;
+  fail("out_dtype is ", dtype_name(out_dtype), "; it must be ",
+       is_on_cpu ? "bfloat16, float16 or float32" : "bfloat16 or float16", " where q is ", dtype_name(dtype));
+}
+
 }  // namespace
+
+void check_out_dtype(DType dtype, DType out_dtype) { check_out_dtype(dtype, out_dtype, false); }
+
+void check_cpu_dtypes(const RunArgs& args) {
+  if (args.kv_dtype != args.dtype && args.kv_dtype != DType::kFloat8E4M3) {
+    fail("kv_dtype is ", dtype_name(args.kv_dtype), "; it must be ", dtype_name(DType::kFloat8E4M3),
+         ", or that of q, ", dtype_name(args.dtype));
+  }
+  check_out_dtype(args.dtype, args.out_dtype, true);
+}
 
 void check_run_args(const RunArgs& args, const RunSituation& situation) {
   const DType planned = situation.shape.dtype;
   if (args.dtype != planned) {
-    fail("dtype of q and out is ", dtype_name(args.dtype), "; the plan was made for ", dtype_name(planned));
+    fail("dtype of q is ", dtype_name(args.dtype), "; the plan was made for ", dtype_name(planned));
   }
   if (args.kv_dtype != situation.shape.kv_dtype) {
     fail("kv_dtype is ", dtype_name(args.kv_dtype), "; the plan was made for ",
          dtype_name(situation.shape.kv_dtype));
+  }
+  if (args.out_dtype != situation.shape.out_dtype) {
+    fail("out_dtype is ", dtype_name(args.out_dtype), "; the plan was made for ",
+         dtype_name(situation.shape.out_dtype));
   }
   if (args.num_rows < situation.plan.total_qo_len) {
     fail("num_rows is ", args.num_rows,
@@ -224,8 +264,9 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
   check_scales(args.sm_scale, args.k_scale, args.v_scale);
   check_kv_scales("k_scales", args.k_scales, situation.shape);
   check_kv_scales("v_scales", args.v_scales, situation.shape);
-  check_rows("q", args.q, args.q_token_stride, args.q_head_stride, situation);
-  check_rows("out", args.out, args.out_token_stride, args.out_head_stride, situation);
+  check_q_scales(args);
+  check_rows("q", args.q, args.q_token_stride, args.q_head_stride, args.dtype, situation);
+  check_rows("out", args.out, args.out_token_stride, args.out_head_stride, args.out_dtype, situation);
   check_num_pages(args.num_pages, situation);
   if (args.num_pages == 0) return;
   check_cache("k", args.k, args.num_pages, situation);

@@ -19,7 +19,11 @@ struct RunSituation {
   bool is_capturing;         ///< the arguments are baked in, for plans that are not known yet
 };
 
-/// Throws InvalidArgument. Allocates nothing where the arguments are good.
+/// All throw InvalidArgument, and allocate nothing where the arguments are good.
+///
+/// Of the output on a GPU, beside queries of `dtype`.
+void check_out_dtype(DType dtype, DType out_dtype);
+void check_cpu_dtypes(const RunArgs& args);
 void check_run_args(const RunArgs& args, const RunSituation& situation);
 void check_append_args(const AppendArgs& args);
 void check_merge_args(const MergeArgs& args);

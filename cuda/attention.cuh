@@ -21,7 +21,7 @@ namespace onewave {
 
 /// Of the kind that comes first.
 __device__ __forceinline__ void prefetch_tensor_maps(const KernelParams& params, bool is_narrow) {
-  ptx::prefetch_tensor_map(is_narrow || kWiden ? &params.k_map : &params.k_panel_map);
+  ptx::prefetch_tensor_map(is_narrow || kWidens ? &params.k_map : &params.k_panel_map);
   ptx::prefetch_tensor_map(&params.v_map);
   if (is_narrow && params.group_heads_shift > 0) {
     ptx::prefetch_tensor_map(&params.k_group_map);

@@ -16,17 +16,28 @@
 namespace onewave {
 
 // From a row of the kernel table in cmake/Kernels.cmake.
-using Element = ONEWAVE_DTYPE;
+using QueryElement = ONEWAVE_DTYPE;
+using KvElement = ONEWAVE_KV_DTYPE;
 /// Columns of a row of Q and K, and of one of V and the output.
 inline constexpr int kHeadDimQk = ONEWAVE_HEAD_DIM_QK;
 inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
-/// Whether K and V are e4m3 bytes, which are widened to 16 bits: by the narrow consumers in registers, for
-/// the wide ones by the producer (widen.cuh).
-inline constexpr bool kWiden = ONEWAVE_KV_FP8 == 1;
-using KvElement = std::conditional_t<kWiden, ptx::E4M3, Element>;
-/// Of weights and of V as they are multiplied. An e4m3 is as exact in fp16, to which there is an instruction;
-/// K has the type of Q, whose range is its own.
-using ValueElement = std::conditional_t<kWiden, __half, Element>;
+/// Whether K and V are e4m3 bytes, and whether Q is too.
+///
+/// The narrow consumers widen e4m3 to 16 bits in registers. The wide ones want operands in shared memory,
+/// which the producer makes: widened to 16 bits (widen.cuh); or, where Q is e4m3 too, K as it is, and V
+/// transposed (transpose.cuh).
+inline constexpr bool kFp8Kv = std::is_same_v<KvElement, ptx::E4M3>;
+inline constexpr bool kFp8Queries = std::is_same_v<QueryElement, ptx::E4M3>;
+inline constexpr bool kWidens = kFp8Kv && !kFp8Queries;
+static_assert(kFp8Kv ? std::is_same_v<KvElement, ptx::E4M3> : std::is_same_v<KvElement, QueryElement>);
+
+/// Of 16 bits: what the narrow kind multiplies Q and K as, and weights and V. An e4m3 is as exact in fp16, to
+/// which there is an instruction; beside queries of 16 bits K has their type, whose range is its own.
+using Element = std::conditional_t<kFp8Queries, __half, QueryElement>;
+using ValueElement = std::conditional_t<kFp8Kv, __half, Element>;
+/// And of the wide kind.
+using WideKey = QueryElement;
+using WideValue = std::conditional_t<kFp8Queries, ptx::E4M3, ValueElement>;
 /// K and V row by row with cp.async; otherwise a TMA box per page and panel.
 inline constexpr bool kGather = ONEWAVE_LOADER == 1;
 static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
@@ -35,8 +46,9 @@ static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 /// cap and the run's sinks. They would cost the others a few per cent.
 inline constexpr bool kMasked = ONEWAVE_MASKED == 1;
 
-/// And at the run's scales of groups of tokens. (The producer has no registers for them beside longer rows.)
-inline constexpr bool kGroupScales = kWiden && kMasked && kHeadDimVo <= kMaxScaledHeadDim;
+/// And at the run's scales of groups of tokens. (The producer has no registers for them beside longer rows;
+/// and weights of e4m3 no range.)
+inline constexpr bool kGroupScales = kWidens && kMasked && kHeadDimVo <= kMaxScaledHeadDim;
 
 /// Compute-bound items (wide.cuh) and memory-bound ones (narrow.cuh).
 enum class Kind { kWide, kNarrow };
@@ -49,16 +61,17 @@ static_assert(kStageKv == 1 << kStageKvShift && kWideTileQ == 1 << kWideRowsShif
 
 /// Tiles lie in shared memory as panels of 64 columns: rows of 128 bytes under the 128-byte swizzle. The last
 /// panel of 96 columns is half empty: what lies there is never multiplied.
-inline constexpr int kPanelCols = panel_cols(sizeof(Element));
-inline constexpr int kQkPanels = num_panels(kHeadDimQk, sizeof(Element));
+/// Of e4m3 a panel has 128 columns.
+inline constexpr int kPanelCols = panel_cols(sizeof(QueryElement));
+inline constexpr int kQkPanels = num_panels(kHeadDimQk, sizeof(QueryElement));
 inline constexpr int kVoPanels = num_panels(kHeadDimVo, sizeof(Element));
-/// The same of K and V as they come: of e4m3 a panel has 128 columns.
+/// The same of K and V as they come.
 inline constexpr int kKvPanelCols = panel_cols(sizeof(KvElement));
 inline constexpr int kKPanels = num_panels(kHeadDimQk, sizeof(KvElement));
 inline constexpr int kVPanels = num_panels(kHeadDimVo, sizeof(KvElement));
 /// A 16-byte chunk, the unit of the swizzle, of cp.async and of an ldmatrix row.
 inline constexpr int kChunkBytes = 16;
-inline constexpr int kChunkCols = kChunkBytes / sizeof(Element);
+inline constexpr int kChunkCols = kChunkBytes / sizeof(QueryElement);
 inline constexpr int kKvChunkCols = kChunkBytes / sizeof(KvElement);
 inline constexpr int kPanelChunks = kPanelRowBytes / kChunkBytes;
 
@@ -110,31 +123,41 @@ inline constexpr int kScaleArrivals = kGroupScales ? 32 : 0;
 /// producer spills with fewer.
 inline constexpr bool kBusyProducer =
     (kGather && kMasked && kHeadDimVo > 192) || (kGroupScales && kHeadDimVo < 128);
-inline constexpr int kProducerRegisters = kBusyProducer ? 72 : kGather || kWiden ? 56 : 40;
+inline constexpr int kProducerRegisters = kBusyProducer                                 ? 72
+                                          : kGather || (kFp8Kv && (kWidens || kMasked)) ? 56
+                                                                                        : 40;
 inline constexpr int kConsumerRegisters = kProducerRegisters == 40                         ? 232
-                                          : kBusyProducer || (kHeadDimVo == 64 && !kWiden) ? 216
+                                          : kBusyProducer || (kHeadDimVo == 64 && !kFp8Kv) ? 216
                                                                                            : 224;
 static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsumerRegisters <=
               kNumThreads * 168);
 
-/// A stage of K and one of V: of the wide kind's operands, and of the narrow kind's, or of what is loaded for
-/// the wide kind where it is widened, of which there is one stage each.
-inline constexpr int kStageBytes = kStageKv * (kQkPanels + kVoPanels) * kPanelRowBytes;
-inline constexpr int kLoadedStageBytes = kStageKv * (kKPanels + kVPanels) * kPanelRowBytes;
+/// A stage of V as the wide kind multiplies it. Transposed a row is a column of V, and has its keys: 128, or
+/// 64 in the first half.
+inline constexpr int kWideValueBytes =
+    kFp8Queries ? kHeadDimVo * kPanelRowBytes : kStageKv * kVoPanels * kPanelRowBytes;
+
+/// A stage of K and one of V: of the wide kind's operands, and of the narrow kind's.
+inline constexpr int kStageBytes = kStageKv * kQkPanels * kPanelRowBytes + kWideValueBytes;
+inline constexpr int kNarrowStageBytes = kStageKv * (kKPanels + kVPanels) * kPanelRowBytes;
+/// What the wide kind's operands are made from: a stage of K and one of V, or V's alone.
+inline constexpr int kLoadedValueStages = kFp8Queries ? 2 : 1;
+inline constexpr int kLoadedBytes =
+    kStageKv * ((kWidens ? kKPanels : 0) + kLoadedValueStages * kVPanels) * kPanelRowBytes;
 
 /// Stages of the K ring and of the V ring: 96 to 160 KiB together. 64 KiB already draw the whole bandwidth;
 /// the wide kind needs two of each to overlap.
 constexpr int num_stages(int stage_bytes) { return stage_bytes <= 32 << 10 ? 4 : 2; }
 inline constexpr int kWideStages = num_stages(kStageBytes);
-inline constexpr int kNarrowStages = num_stages(kLoadedStageBytes);
+inline constexpr int kNarrowStages = num_stages(kNarrowStageBytes);
 
 /// Query tiles: where there is room for two, that of the next item is loaded while this one is in use. (The
 /// masked kernels that widen have no registers for the second.)
-inline constexpr int kWideBytes = kWideStages * kStageBytes + (kWiden ? kLoadedStageBytes : 0);
+inline constexpr int kWideBytes = kWideStages * kStageBytes + (kFp8Kv ? kLoadedBytes : 0);
 inline constexpr int kRecordBytes = kGather ? 4096 : 2560;  ///< of all that is no tile, rounded up
 inline constexpr int kQueryStages =
     kWideBytes + 2 * kWideTileQ * kQkPanels * kPanelRowBytes <= kSharedBytes - kRecordBytes &&
-            !(kWiden && kMasked)
+            !(kWidens && kMasked)
         ? 2
         : 1;
 
@@ -145,13 +168,13 @@ inline constexpr int kHeadItems = 2 * kQueryStages;
 /// Whether all producer warps load K, V and Q of a kind, one tile after another; otherwise warp 0 issues K's
 /// boxes, warp 1 V's, and the others load Q.
 template <Kind kKind>
-inline constexpr bool kLoadsTogether = kGather || (kWiden && kKind == Kind::kWide);
+inline constexpr bool kLoadsTogether = kGather || (kFp8Kv && kKind == Kind::kWide);
 static_assert(kProducerWarps == kWarpgroupThreads / 32);
-/// Of a stage, those that a warp loads, and afterwards widens: each warp has its own rows, and they never
-/// meet.
-inline constexpr int kWidenedRows = kStageKv / kProducerWarps;
+/// Of a stage, those that a warp loads, and afterwards widens or transposes: each warp has its own rows, and
+/// they never meet.
+inline constexpr int kWarpRows = kStageKv / kProducerWarps;
 template <Kind kKind>
-inline constexpr int kLoadedRows = kWiden && kKind == Kind::kWide ? kWidenedRows : kStageKv;
+inline constexpr int kLoadedRows = kFp8Kv && kKind == Kind::kWide ? kWarpRows : kStageKv;
 template <Kind kKind>
 inline constexpr int kQueryLoaderThreads = kLoadsTogether<kKind> ? 128 : 64;
 
@@ -164,7 +187,19 @@ inline constexpr float kMaxRiseLog2 = 2.f;
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
 /// as the products, and left alone the warpgroups fall into step and wait for each other at both (1386 us of
 /// prefill_1x8k_d64 become 1187; 719 of head_dim 96 697); at 128 the products rule, and a turn costs 1 %.
-inline constexpr bool kTakeTurns = kHeadDimVo < 128;
+/// Those of e4m3 take half the time, and a turn saves 6 % there.
+inline constexpr bool kTakeTurns = kHeadDimVo < 128 || kFp8Queries;
+
+/// Weights of e4m3 are this many powers of two larger, so that those down to 2^-12 of the largest have all
+/// their bits: a weight is at most 2^kMaxRiseLog2, and an e4m3 at most 448.
+inline constexpr int kWeightShift = kFp8Queries ? 6 : 0;
+
+/// Tensor cores keep some 12 bits of a sum of products of e4m3, and what they add to it is cut off there:
+/// with all of 4096 keys in one sum outputs come out 5 % too small (bench/NOTES.md). So P V of a tile is a
+/// sum of its own, of so many columns at a time as there are registers for, and added to the others' in
+/// float32.
+inline constexpr bool kSumsApart = kFp8Queries;
+inline constexpr int kSumCols = kHeadDimVo <= 128 ? kHeadDimVo : kHeadDimVo == 192 ? 96 : 64;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {

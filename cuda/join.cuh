@@ -56,7 +56,7 @@ class NarrowJoin {
   /// `rows`: the first column of the block in the first of the lane's two packed rows.
   template <int kPitch>
   __device__ __forceinline__ void store_block(float* rows, const float (&block)[4]) const {
-    if constexpr (kWiden) {
+    if constexpr (kFp8Kv) {
       float* target = rows + lane_ / 4 * 2;
       *reinterpret_cast<float2*>(target) = make_float2(block[0], block[2]);
       *reinterpret_cast<float2*>(target + kPitch) = make_float2(block[1], block[3]);
@@ -83,7 +83,7 @@ class NarrowJoin {
   __device__ __forceinline__ int head_of(int warp) const { return key_warp_of(warp) >> head_warps_shift_; }
 
   __device__ __forceinline__ Scales scales_of(const Output& output, int warp) const {
-    if constexpr (!kWiden) return scales_;
+    if constexpr (!kFp8Kv) return scales_;
     return Scales(output.params, static_cast<const PlanHeader*>(output.params.plan),
                   output.kv_head + head_of(warp));
   }

@@ -35,7 +35,7 @@ __device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
 /// The page ids of all requests. Masked kernels that widen read the address each time: their producers have
 /// no registers to keep it in.
 __device__ __forceinline__ const int32_t* page_table(const KernelParams& params, const int32_t* kept) {
-  return kMasked && kWiden ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
+  return kMasked && kFp8Kv ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
 }
 
 /// The keys of an item, as far as a loader looks at them.
@@ -47,9 +47,9 @@ struct KeyRange {
 };
 
 /// A box per page, issued by the lanes of one warp, a page each: of the whole stage, or of the warp's rows
-/// where it widens them. A wide stage of K has one for each panel, whose 8-row groups must be 1024 bytes
-/// apart for wgmma. So has everything where the last panel is not full: a box of all panels cannot end inside
-/// one.
+/// where it widens or transposes them. A wide stage of K has one for each panel, whose 8-row groups must be
+/// 1024 bytes apart for wgmma. So has everything where the last panel is not full: a box of all panels cannot
+/// end inside one.
 template <Kind kKind>
 struct TmaLoader {
   static constexpr int kRows = kLoadedRows<kKind>;
@@ -94,16 +94,17 @@ struct TmaLoader {
 
   __device__ __forceinline__ void load_k(const Rows& rows, int kv_head, KvElement* stage,
                                          uint64_t* full) const {
-    if constexpr (kKind == Kind::kNarrow || kWiden) {
+    if constexpr (kKind == Kind::kNarrow || kWidens) {
       const bool grouped = kKind == Kind::kNarrow && rows.step_heads_shift > 0;
       load_boxes<kHeadDimQk>(grouped ? params.k_group_map : params.k_map, rows, kv_head, stage, full);
     } else {
       expect_stage<kKPanels>(full);
-      if (lane >= kStageKv >> params.box_shift) return;
+      if (lane >= kRows >> params.box_shift) return;
 #pragma unroll
       for (int panel = 0; panel < kKPanels; ++panel) {
-        load_panel<kHeadDimQk>(stage + (panel * kStageKv + (lane << params.box_shift)) * kKvPanelCols,
-                               params.k_panel_map, rows, kv_head, panel, full);
+        load_panel<kHeadDimQk>(
+            stage + (panel * kStageKv + first_row + (lane << params.box_shift)) * kKvPanelCols,
+            params.k_panel_map, rows, kv_head, panel, full);
       }
     }
   }
@@ -321,7 +322,7 @@ struct GatherLoader {
   template <bool kAllValid, int kCols>
   __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
                                                    uint32_t first_target) {
-#pragma unroll(kWiden ? 4 : kLanesRows)  // all at once spill a producer that also widens
+#pragma unroll(kFp8Kv ? 4 : kLanesRows)  // all at once spill a producer that also widens
     for (int i = 0; i < kLanesRows; ++i) {
       const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
       const bool valid = kAllValid || row_offset != kNoRow;
@@ -350,14 +351,14 @@ struct GatherLoader {
 template <Kind kKind, int kTileElements>
 __device__ __forceinline__ void load_queries(const KernelParams& params, const WorkItem& item,
                                              const PackedRows& rows, int kv_head, int rows_shift, int thread,
-                                             Element (&tile)[kTileElements], uint64_t* full) {
+                                             QueryElement (&tile)[kTileElements], uint64_t* full) {
   const uint32_t destination = ptx::shared_address(tile);
   const int num_tile_rows = 1 << (rows_shift + step_heads_shift<kKind>(item));
   // Of a row's threads those beyond its chunks have none.
   constexpr int kRowChunks = kHeadDimQk / kChunkCols;
   constexpr int kRowThreads = round_up_to_power_of_two(kRowChunks);
   const int chunk = thread % kRowThreads;
-  const Element* q = static_cast<const Element*>(params.q) + chunk * kChunkCols;
+  const QueryElement* q = static_cast<const QueryElement*>(params.q) + chunk * kChunkCols;
   const int end = kRowThreads == kRowChunks || chunk < kRowChunks ? num_tile_rows : 0;
 #pragma unroll 1  // addresses hoisted out of an unrolled loop spill the producer
   for (int i = thread / kRowThreads; i < end; i += kQueryLoaderThreads<kKind> / kRowThreads) {

@@ -34,10 +34,6 @@ struct MergedTiles {
   }
 };
 
-__device__ __forceinline__ float4 times(const float4& x, float factor) {
-  return make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
-}
-
 /// What a row is merged from: its prefixes, and last its own splits.
 __device__ __forceinline__ PartialRows partial_rows(const PlanHeader* header, const SplitTile& tile,
                                                     int source) {

@@ -36,7 +36,9 @@ class NarrowConsumer {
   /// 32 rows of 128 columns would take 64 registers beside 128 of O^T: they are read anew for every stage,
   /// which adds 8 KiB a warp to the 8 KiB of K and V.
   static constexpr bool kQueryInRegisters = kRows * kHeadDimQk <= 16 * 128;
-  using QueryFragments = uint32_t[kStepPairs][kBlocks][4];
+  /// Of two steps of 16 head columns; of e4m3 not widened yet.
+  using QueryFragment = uint32_t[kFp8Queries ? 2 : 4];
+  using QueryFragments = QueryFragment[kStepPairs][kBlocks];
 
  public:
   /// `kv_head`: the first of the step.
@@ -56,7 +58,7 @@ class NarrowConsumer {
     const int head_warps_shift = kKeyWarpsShift - step_heads_shift;
     const int key_warp = key_warp_of(warp);
     head_ = key_warp >> head_warps_shift;
-    if constexpr (kWiden) scales_ = Scales(params, work.header, kv_head + head_);
+    if constexpr (kFp8Kv) scales_ = Scales(params, work.header, kv_head + head_);
     warp_key_ = (key_warp & ((1 << head_warps_shift) - 1)) * 16;
     const NarrowLayout<kKPanels> k_layout(params, step_heads_shift);
     const NarrowLayout<kVPanels> v_layout(params, step_heads_shift);
@@ -94,7 +96,8 @@ class NarrowConsumer {
       for (; tile_begin >= kv_begin; tile_begin -= tile_keys)
         add_tile<true>(item, tile_begin + warp_key_, q, rows, out);
     }
-    if constexpr (kMasked) at_.q.count = ptx::opaque(at_.q.count);  // or its stage is kept, and spilled
+    if constexpr (kMasked || kFp8Queries)
+      at_.q.count = ptx::opaque(at_.q.count);  // or its stage is kept, and spilled
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
     NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header, kv_head_), step_heads_shift_)
@@ -129,11 +132,16 @@ class NarrowConsumer {
   }
 
   /// B operands of two steps of 16 head columns for packed rows 8 j .. 8 j + 7: registers 2 s, 2 s + 1 for
-  /// step s.
-  __device__ __forceinline__ void load_query(uint32_t (&fragment)[4], int step_pair, int j) const {
+  /// step s, of e4m3 register s.
+  __device__ __forceinline__ void load_query(QueryFragment& fragment, int step_pair, int j) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.q[at_.q.stage()]);
-    const uint32_t rows = (step_pair / 2 * kNarrowStepRows + 8 * j) * kPanelRowBytes;
-    if constexpr (kWiden) {
+    const uint32_t rows = (step_pair / 2 * kNarrowStepRows + 8 * j) * kPanelRowBytes;  // of 16 bits
+    if constexpr (kFp8Queries) {
+      const uint32_t row =
+          (step_pair / 4 * kNarrowStepRows + 8 * j + head_ * kRows + lane_ % 8) * kPanelRowBytes;
+      const uint32_t first = first_chunk(tile + row, lane_) ^ lane_ / 8 % 2 * 16;
+      ptx::ldmatrix(fragment, nth_chunk(first, 2 * (step_pair % 4)));
+    } else if constexpr (kFp8Kv) {
       const int row = lane_ / 4;
       const uint32_t first = nth_chunk(first_chunk(tile + (head_ * kRows + row) * kPanelRowBytes,
                                                    query_swizzle<Kind::kNarrow>(row)),
@@ -148,15 +156,23 @@ class NarrowConsumer {
     } else {
       const uint32_t first =
           first_chunk(tile + (head_ * kRows + lane_ % 8) * kPanelRowBytes, lane_) ^ lane_ / 8 * 16;
-      ptx::ldmatrix_x4(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
+      ptx::ldmatrix(fragment, nth_chunk(first, 4 * (step_pair % 2)) + rows);
+    }
+  }
+
+  __device__ __forceinline__ static uint2 query_operand(const QueryFragment& fragment, int step) {
+    if constexpr (kFp8Queries) {
+      return ptx::widen<Element>(fragment[step]);
+    } else {
+      return make_uint2(fragment[2 * step], fragment[2 * step + 1]);
     }
   }
 
   /// A operands of two steps of 16 head columns. `first`: of this lane's row.
   __device__ __forceinline__ void load_keys(uint32_t (&k)[2][4], uint32_t first, int step_pair) const {
-    if constexpr (kWiden) {
+    if constexpr (kFp8Kv) {
       uint32_t bytes[4];
-      ptx::ldmatrix_x4(bytes, nth_chunk(first, 2 * (step_pair % 4)) + step_pair / 4 * panel_bytes_);
+      ptx::ldmatrix(bytes, nth_chunk(first, 2 * (step_pair % 4)) + step_pair / 4 * panel_bytes_);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint2 pairs = ptx::widen<Element>(bytes[i]);
@@ -165,8 +181,8 @@ class NarrowConsumer {
       }
     } else {
       const uint32_t panel = step_pair / 2 * panel_bytes_;
-      ptx::ldmatrix_x4(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
-      ptx::ldmatrix_x4(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
+      ptx::ldmatrix(k[0], nth_chunk(first, 4 * (step_pair % 2)) + panel);
+      ptx::ldmatrix(k[1], nth_chunk(first, 4 * (step_pair % 2) + 2) + panel);
     }
   }
 
@@ -185,22 +201,33 @@ class NarrowConsumer {
   __device__ __forceinline__ void multiply_keys(float (&scores)[kBlocks][4], const QueryFragments& q) const {
     const uint32_t tile = ptx::shared_address(storage_.tiles.k[at_.kv.stage()]);
     const uint32_t first = first_chunk(tile + k_row_, lane_) ^ lane_ / 16 * 16;
+    if constexpr (kFp8Queries && kRows * kHeadDimQk >= 32 * 192) {
+#pragma unroll 4  // all at once spill
+      for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) add_scores(scores, q, first, step_pair);
+    } else {
 #pragma unroll
-    for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
-      uint32_t k[2][4];
-      load_keys(k, first, step_pair);
+      for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) add_scores(scores, q, first, step_pair);
+    }
+  }
+
+  /// Of two steps of 16 head columns. `first`: as in load_keys().
+  __device__ __forceinline__ void add_scores(float (&scores)[kBlocks][4], const QueryFragments& q,
+                                             uint32_t first, int step_pair) const {
+    uint32_t k[2][4];
+    load_keys(k, first, step_pair);
 #pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-        uint32_t fragment[4];
-        if constexpr (kQueryInRegisters) {
+    for (int j = 0; j < kBlocks; ++j) {
+      QueryFragment fragment;
+      if constexpr (kQueryInRegisters) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) fragment[i] = q[step_pair][j][i];
-        } else {
-          load_query(fragment, step_pair, j);
-        }
-        ptx::mma_m16n8k16<Element>(scores[j], k[0], fragment[0], fragment[1]);
-        ptx::mma_m16n8k16<Element>(scores[j], k[1], fragment[2], fragment[3]);
+        for (int i = 0; i < static_cast<int>(sizeof(fragment) / sizeof(uint32_t)); ++i)
+          fragment[i] = q[step_pair][j][i];
+      } else {
+        load_query(fragment, step_pair, j);
       }
+      const uint2 operands[2] = {query_operand(fragment, 0), query_operand(fragment, 1)};
+      ptx::mma_m16n8k16<Element>(scores[j], k[0], operands[0].x, operands[0].y);
+      ptx::mma_m16n8k16<Element>(scores[j], k[1], operands[1].x, operands[1].y);
     }
   }
 
@@ -307,8 +334,8 @@ class NarrowConsumer {
 #pragma unroll
     for (int m = 0; m < kPartCols / 16; ++m) {
       const int block = kColumnParts > 1 ? first_block_ + m : m;
-      uint32_t (&v)[4] = pair_of_blocks[kWiden ? m % 2 : 0];
-      if constexpr (!kWiden) {
+      uint32_t (&v)[4] = pair_of_blocks[kFp8Kv ? m % 2 : 0];
+      if constexpr (!kFp8Kv) {
         ptx::ldmatrix_x4_trans(v, nth_chunk(first, 2 * (block % 4)) + block / 4 * panel_bytes_);
       } else if (m % 2 == 0) {
         load_value_pair(pair_of_blocks, first, block / 2);

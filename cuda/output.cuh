@@ -10,19 +10,37 @@
 
 namespace onewave {
 
+__device__ __forceinline__ float4 times(const float4& x, float factor) {
+  return make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
+}
+
+/// Four columns side by side.
+__device__ __forceinline__ void store_4(float* target, const float4& x) {
+  *reinterpret_cast<float4*>(target) = x;
+}
+template <class OutElement>
+__device__ __forceinline__ void store_4(OutElement* target, const float4& x) {
+  *reinterpret_cast<uint2*>(target) =
+      make_uint2(ptx::pack<OutElement>(x.x, x.y), ptx::pack<OutElement>(x.z, x.w));
+}
+
 /// Rows of out and lse.
 struct FinalRows {
   const KernelParams& params;
 
-  __device__ __forceinline__ Element* out_row(const QueryRow& row) const {
-    return static_cast<Element*>(params.out) + static_cast<int64_t>(row.token) * params.out_token_stride +
+  template <class OutElement = Element>
+  __device__ __forceinline__ OutElement* out_row(const QueryRow& row) const {
+    return static_cast<OutElement*>(params.out) + static_cast<int64_t>(row.token) * params.out_token_stride +
            static_cast<int64_t>(row.head) * params.out_head_stride;
   }
 
   /// Columns col .. col + 3, a multiple of 4.
   __device__ __forceinline__ void store_4(const QueryRow& row, int col, float4 x) const {
-    *reinterpret_cast<uint2*>(out_row(row) + col) =
-        make_uint2(ptx::pack<Element>(x.x, x.y), ptx::pack<Element>(x.z, x.w));
+    if (kFp8Queries && params.out_is_bf16) {
+      onewave::store_4(out_row<__nv_bfloat16>(row) + col, x);
+    } else {
+      onewave::store_4(out_row(row) + col, x);
+    }
   }
 
   __device__ __forceinline__ void store_lse(const QueryRow& row, float lse) const {
@@ -60,8 +78,9 @@ struct Output {
     return rows.query_row(kv_head + head, row);
   }
 
-  __device__ __forceinline__ Element* out_row(int head, int row) const {
-    return final_rows().out_row(query_row(head, row));
+  template <class OutElement = Element>
+  __device__ __forceinline__ OutElement* out_row(int head, int row) const {
+    return final_rows().out_row<OutElement>(query_row(head, row));
   }
 
   __device__ __forceinline__ float* partial_out_row(int head, int row) const {
@@ -84,7 +103,7 @@ struct Output {
   /// Columns col .. col + 3, a multiple of 4.
   __device__ __forceinline__ void store_4(int head, int row, int col, float4 x) const {
     if (is_split) {
-      *reinterpret_cast<float4*>(partial_out_row(head, row) + col) = x;
+      onewave::store_4(partial_out_row(head, row) + col, x);
     } else {
       final_rows().store_4(query_row(head, row), col, x);
     }

@@ -59,6 +59,7 @@ struct KernelParams {
   int32_t box_shift;          ///< log2 of the tokens of a TMA box: a page, or a stage or a warp's rows of it
   int32_t group_box_shift;    ///< the same of a box of several kv heads
   int32_t group_heads_shift;  ///< log2 of its kv heads
+  int32_t out_is_bf16;        ///< or fp16: of the kernels of e4m3 queries, whose output is of either
   const void* q;              ///< [total_qo_len, num_qo_heads, head_dim]
   void* out;                  ///< [total_qo_len, num_qo_heads, head_dim]
   int32_t q_token_stride;
@@ -78,13 +79,15 @@ struct KernelParams {
   const float* sinks;  ///< [num_qo_heads], or null; of the masked kernels
   GatheredTensor k;
   GatheredTensor v;
-  TensorMap k_panel_map;  ///< rank 5: column in panel, token, panel, head, page; a box is of one panel
-  TensorMap k_map;        ///< a box has all panels, where all are full (cpp/tensor_map.h)
+  const float* q_scale_ptr;  ///< times k_scale, where not null: of the kernels of e4m3 queries
+  TensorMap k_panel_map;     ///< rank 5: column in panel, token, panel, head, page; a box is of one panel
+  TensorMap k_map;           ///< a box has all panels, where all are full (cpp/tensor_map.h)
   TensorMap v_map;
   TensorMap k_group_map;  ///< a box has all panels of several kv heads
   TensorMap v_group_map;
   ScaleStrides k_scale_strides;
   ScaleStrides v_scale_strides;
+  int32_t q_scale_head_stride;  ///< from the factor of a kv head to that of the next
 };
 
 static_assert(sizeof(KernelParams) == 896, "host and device must agree");

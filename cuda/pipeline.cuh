@@ -83,13 +83,17 @@ struct KindRings {
   Ring<kStages> v;
 
   __device__ void init() {
-    constexpr bool kWidens = kWiden && kKind == Kind::kWide;
-    constexpr uint32_t kKvArrivals = kWidens   ? kProducerWarps * kArrivingLanes
-                                     : kGather ? kWarpgroupThreads
-                                               : kArrivingLanes;
+    constexpr bool kOfProducer = kFp8Kv && kKind == Kind::kWide;  // who makes it of what was loaded
+    constexpr uint32_t kLoadedArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
+    constexpr uint32_t kMadeArrivals = kProducerWarps * kArrivingLanes;
     q.init(kQueryLoaderThreads<kKind> + 1);  // the last is of the thread that writes the item's record
-    k.init(kKvArrivals + (kWidens || kGather ? 0 : kScaleArrivals));
-    v.init(kKvArrivals);
+    if constexpr (!kOfProducer) {
+      k.init(kLoadedArrivals + (kGather ? 0 : kScaleArrivals));
+      v.init(kLoadedArrivals);
+    } else {
+      k.init(kWidens || !kGather ? kMadeArrivals : kLoadedArrivals);  // or each warp loads its rows
+      v.init(kMadeArrivals);
+    }
   }
 };
 using WideRings = KindRings<Kind::kWide>;

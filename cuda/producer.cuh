@@ -7,9 +7,10 @@
 ///   keys      K, and V, from each item's last tile of keys to its first, the page ids a tile or two ahead
 ///
 /// In the TMA cubins each stream has warps of its own (K: 0, V: 1, queries: 2 and 3); in the gathering ones
-/// all four warps do everything, and so they do where wide tiles are widened (widen.cuh).
+/// all four warps do everything, and so they do where they make the wide kind's operands of what they load
+/// (widen.cuh, transpose.cuh).
 
-#include "queue.cuh"
+#include "transpose.cuh"
 #include "widen.cuh"
 
 #include <type_traits>
@@ -18,29 +19,6 @@ namespace onewave {
 
 template <Kind kKind>
 using KvLoader = std::conditional_t<kGather, GatherLoader<kKind>, TmaLoader<kKind>>;
-
-/// One tile of keys, of the kv heads that the item takes together.
-template <class Loader>
-struct KvTile {
-  static constexpr bool kIsInner = false;  ///< not known
-
-  bool valid;
-  bool is_first;  ///< of its (item, kv head)
-  int kv_head;
-  int num_keys;  ///< of the item, from the tile's first on: a whole tile of them, or what is left
-  typename Loader::Rows rows;
-};
-
-/// One that is not the first: it has all its keys.
-template <class Loader>
-struct InnerTile {
-  static constexpr bool kIsInner = true;
-  static constexpr bool valid = true;
-  static constexpr bool is_first = false;
-
-  int kv_head;
-  typename Loader::Rows rows;
-};
 
 /// Where the narrow items come from: the CTA's list.
 struct NarrowItems {
@@ -99,76 +77,6 @@ struct WideItems {
     ptx::mbarrier_wait(&storage.narrow_done, 0);
     return WideCursor(storage.wide_items);
   }
-};
-
-/// All tiles of keys, one after another. `queue` is told when an item comes to its end.
-template <class Items, class Loader, class Queue>
-class KvTileStream {
- public:
-  __device__ __forceinline__ KvTileStream(const Loader& loader, const typename Items::Cursor& cursor,
-                                          Queue& queue)
-      : loader_(loader), cursor_(cursor), queue_(queue) {
-    enter();
-  }
-
-  /// Begins to read the page ids of the n-th.
-  __device__ __forceinline__ KvTile<Loader> next(uint32_t n) {
-    if (!cursor_.valid()) return {};
-    const KvTile<Loader> tile{true, is_first_, cursor_.kv_head(), keys_.end - tile_begin_,
-                              loader_.template lookup<false>(keys_, cursor_.item(), tile_begin_, n)};
-    if constexpr (Items::kKind == Kind::kWide) {
-      if (is_near_end()) queue_.near_end();
-    }
-    tile_begin_ -= kStageKv >> keys_.step_heads_shift;
-    is_first_ = false;
-    if (tile_begin_ < keys_.begin) {
-      if constexpr (Items::kKind == Kind::kWide) {
-        if (cursor_.is_last_head()) queue_.end(cursor_.item_idx());
-      }
-      cursor_.advance();
-      enter();
-    }
-    return tile;
-  }
-
-  /// Whether the next tile is neither the first nor the last of its (item, kv head), and the queue is not to
-  /// be told of it.
-  __device__ __forceinline__ bool is_inside() const {
-    return !is_first_ && tile_begin_ - keys_.begin > (Items::kKind == Kind::kWide ? kKeysAhead : 0);
-  }
-
-  /// next(), where it is inside.
-  __device__ __forceinline__ typename Loader::Rows next_inside(uint32_t n) {
-    const typename Loader::Rows rows = loader_.template lookup<true>(keys_, cursor_.item(), tile_begin_, n);
-    tile_begin_ -= kStageKv >> keys_.step_heads_shift;
-    return rows;
-  }
-
- private:
-  static constexpr int kKeysAhead = 2 * kStageKv;
-
-  /// Once for each item: early enough that the next is there in time, no sooner, since another CTA may be the
-  /// one to have time for it.
-  __device__ __forceinline__ bool is_near_end() const {
-    const int keys_left = tile_begin_ - keys_.begin;
-    return (keys_left == kKeysAhead || (is_first_ && keys_left < kKeysAhead)) && cursor_.is_last_head();
-  }
-
-  __device__ __forceinline__ void enter() {
-    if constexpr (Items::kKind == Kind::kNarrow) cursor_.skip_keyless();
-    if (!cursor_.valid()) return;
-    const WorkItem& item = cursor_.item();
-    keys_ = {item.kv_begin, item.kv_end, item.page_begin, step_heads_shift<Items::kKind>(item)};
-    tile_begin_ = last_tile_begin(keys_.begin, keys_.end, keys_.step_heads_shift);
-    is_first_ = true;
-  }
-
-  const Loader& loader_;
-  typename Items::Cursor cursor_;
-  Queue& queue_;
-  KeyRange keys_;
-  int tile_begin_;
-  bool is_first_;
 };
 
 /// Loads the query tile of one (item, kv heads of a step) after another, and writes its record to `items`,
@@ -326,93 +234,6 @@ __device__ __forceinline__ void load_together(const Items& source, const Loader&
   }
 }
 
-/// A KvTile in fewer registers.
-template <class Loader>
-struct PackedTile {
-  int packed = -1;  ///< not valid
-  int num_keys;
-  typename Loader::Rows rows;
-
-  __device__ __forceinline__ bool valid() const { return packed >= 0; }
-  __device__ __forceinline__ bool is_first() const { return packed % 2; }
-  __device__ __forceinline__ int kv_head() const { return packed / 2; }
-};
-
-/// Where tiles are widened: every producer warp its rows, one tile of K or V after another. K is a tile ahead
-/// of V, as the consumers take them, and a tile is asked for when the one before it has been widened.
-template <class Items, class Loader, class Queue, class Queries>
-__device__ __forceinline__ void load_and_widen(const KernelParams& params, const Loader& loader,
-                                               const typename Items::Cursor& cursor, Queue& queue,
-                                               SharedStorage& storage, Queries& queries) {
-  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
-  // Of the loaded rows, where groups of tokens have them, and of the stages.
-  float *k_scales = nullptr, *v_scales = nullptr;
-  float (*k_stage_scales)[kStageKv] = nullptr;
-  float (*v_stage_scales)[kStageKv] = nullptr;
-  const auto find_scales = [&](auto& scales) {
-    if (params.k_scale_strides.group_inverse > 0) k_scales = scales.loaded_k;
-    if (params.v_scale_strides.group_inverse > 0) v_scales = scales.loaded_v;
-    k_stage_scales = scales.k;
-    v_stage_scales = scales.v;
-  };
-  if constexpr (kGroupScales) find_scales(storage.wide.scales);
-  const WidenedStream<kHeadDimQk, Element> k{
-      storage.wide.loaded.k, &storage.loaded.k[warp],      storage.wide_rings.k,
-      storage.wide.tiles.k,  box_layout<kKPanels>(params), k_scales,
-      k_stage_scales};
-  const WidenedStream<kHeadDimVo, ValueElement> v{
-      storage.wide.loaded.v, &storage.loaded.v[warp],      storage.wide_rings.v,
-      storage.wide.tiles.v,  box_layout<kVPanels>(params), v_scales,
-      v_stage_scales};
-  const auto ask_scales = [&](const PackedTile<Loader>& tile, uint32_t n, const float* scales,
-                              const ScaleStrides& strides, const auto& stream) {
-    if constexpr (kGroupScales) {
-      loader.load_scales(tile.rows, tile.kv_head(), n, scales, strides, stream.scales);
-      loader.arrive_scales(stream.is_loaded);
-    }
-  };
-  // Of three tiles one after another: its page ids are on their way, its K is asked for, its K is widened and
-  // its V asked for. V of the one before is widened.
-  PackedTile<Loader> next_tile, tile;
-  int num_values = -1;  // of V of the one before, whose tile is not valid
-  uint32_t n = 0;       // of the tile that is looked up
-  do {
-    const KvTile<Loader> later_tile = stream.next(n);
-    if constexpr (kGather) ptx::cp_async_commit_group();  // page ids, and what was asked for before
-    if (tile.valid()) {
-      if (tile.is_first()) {
-        if (n > 2) queries.advance();
-        queries.load();
-      }
-      k.widen({n - 2}, warp, kStageKv);
-    }
-    if (next_tile.valid()) {
-      if constexpr (kGather) ptx::cp_async_wait_group<1>();
-      ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
-      if constexpr (kGather) {
-        loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
-      } else {
-        loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
-      }
-    }
-    if (num_values >= 0) v.widen({n - 3}, warp, num_values);
-    num_values = tile.valid() ? tile.num_keys : -1;
-    if (tile.valid()) {
-      ask_scales(tile, n - 2, params.v_scale_ptr, params.v_scale_strides, v);
-      if constexpr (kGather) {
-        loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
-      } else {
-        loader.load_v(tile.rows, tile.kv_head(), v.loaded, v.is_loaded);
-      }
-    }
-    tile = next_tile;
-    next_tile = {later_tile.valid ? 2 * later_tile.kv_head + later_tile.is_first : -1, later_tile.num_keys,
-                 later_tile.rows};
-    ++n;
-  } while (next_tile.valid() || tile.valid() || num_values >= 0);
-}
-
 /// Whether a stage of narrow items is asked for only when the one before has landed, so that half of a ring
 /// is on its way, at head_dim 64 a quarter. Where most CTAs stream, that draws the memory's whole bandwidth,
 /// and every load of the few that multiply waits behind what is on its way.
@@ -452,8 +273,10 @@ __device__ __forceinline__ void produce(const KernelParams& params, const Work& 
     queue.begin();
     const auto cursor = source.cursor();
     Queries queries(params, work, cursor, tiles, items, rings, rows_shift);
-    if constexpr (kWiden && Items::kKind == Kind::kWide) {
+    if constexpr (kWidens && Items::kKind == Kind::kWide) {
       load_and_widen<Items>(params, loader, cursor, queue, source.storage, queries);
+    } else if constexpr (kFp8Queries && Items::kKind == Kind::kWide) {
+      load_and_transpose<Items>(params, loader, cursor, queue, source.storage, queries);
     } else {
       load_together<Items>(source, loader, cursor, queue, tiles, rings, queries);
     }

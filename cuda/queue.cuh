@@ -27,9 +27,9 @@ inline constexpr bool kStreamDraws = kLoadsTogether<Kind::kWide> || kQueryStages
 /// Of the producer: the first of those that load queries (see producer.cuh), or of those that load K.
 inline constexpr int kDrawingWarp = kStreamDraws ? 0 : 2;
 
-inline constexpr int kQueueSlots = kWiden && kHeadDimVo > 192 ? 11 : 16;  // there is no room for more
+inline constexpr int kQueueSlots = kFp8Kv && kHeadDimVo > 192 ? 11 : 16;  // there is no room for more
 /// From the tile of keys that is looked up to the one that is loaded or, for widening, widened.
-inline constexpr int kTilesAhead = kWiden ? 3 : 2;
+inline constexpr int kTilesAhead = kFp8Kv ? 3 : 2;
 static_assert(kQueueSlots - 1 - kTilesAhead - kWideStages >= 5);
 
 struct ItemSlots {

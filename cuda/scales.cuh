@@ -51,7 +51,8 @@ struct Scales {
   __device__ __forceinline__ Scales(const KernelParams& params, const PlanHeader* header, int kv_head)
       : score_log2((params.sm_scale_log2 > 0 ? params.sm_scale_log2 : header->sm_scale_log2) *
                    value_or_1(params.sm_scale_ptr) * params.k_scale *
-                   head_scale(params.k_scale_ptr, params.k_scale_strides, kv_head)),
+                   head_scale(params.k_scale_ptr, params.k_scale_strides, kv_head) *
+                   query_scale(params, kv_head)),
         v(params.v_scale * head_scale(params.v_scale_ptr, params.v_scale_strides, kv_head)) {
     if constexpr (kMasked) {
       const float cap = header->logits_soft_cap;
@@ -63,6 +64,10 @@ struct Scales {
   }
 
  private:
+  __device__ __forceinline__ static float query_scale(const KernelParams& params, int kv_head) {
+    if (!kFp8Queries || params.q_scale_ptr == nullptr) return 1.f;
+    return params.q_scale_ptr[int64_t{kv_head} * params.q_scale_head_stride];
+  }
   __device__ __forceinline__ static float value_or_1(const float* pointer) {
     return pointer ? *pointer : 1.f;
   }
@@ -70,7 +75,7 @@ struct Scales {
   /// That of all rows of a kv head.
   __device__ __forceinline__ static float head_scale(const float* scales, const ScaleStrides& strides,
                                                      int kv_head) {
-    if constexpr (!kWiden) return value_or_1(scales);
+    if constexpr (!kFp8Kv) return value_or_1(scales);
     if (kMasked && strides.group_inverse > 0) return 1.f;
     return value_or_1(scales == nullptr ? nullptr : scales + int64_t{kv_head} * strides.head);
   }

@@ -5,7 +5,7 @@
 ///   wide     Q stages of 128 rows | K stages | V stages | records of items | page ids, rings, queue, flag
 ///   narrow   Q stages of 64 rows  | K stages | V stages | join buffer      |
 ///
-/// Where K and V are e4m3, so are the narrow stages; the wide ones are widened from one of K and one of V.
+/// Where K and V are e4m3, so are the narrow stages; the wide ones are made from others (config.cuh).
 ///
 /// The kinds overlay each other; the producer begins to fill the wide one when every consumer warp has
 /// arrived on narrow_done.
@@ -24,7 +24,7 @@ namespace onewave {
 ///
 /// Where a stage has 64 rows, pairs of threads look up the same: beside the longest rows that are widened
 /// there is room for one of each pair's alone, and for three tiles', which is as many as there are.
-inline constexpr bool kSharePageIds = kWiden && kHeadDimVo > 192;
+inline constexpr bool kSharePageIds = kFp8Kv && kHeadDimVo > 192;
 inline constexpr int kPageIdSlots = kSharePageIds ? 3 : 4;
 struct GatheredPageIds {
   int32_t of_thread[kPageIdSlots][kSharePageIds ? kStageKv : kWarpgroupThreads];
@@ -38,34 +38,39 @@ constexpr int stage_elements(int head_dim) {
   return kStageKv * num_panels(head_dim, sizeof(StageElement)) * panel_cols(sizeof(StageElement));
 }
 
-template <int kQueryRows, int kStages, class K, class V>
+template <int kQueryRows, int kStages, class K, class V, int kStageElementsOfV>
 struct Tiles {
-  alignas(1024) Element q[kQueryStages][kQueryRows * kQkPanels * kPanelCols];
+  alignas(1024) QueryElement q[kQueryStages][kQueryRows * kQkPanels * kPanelCols];
   alignas(1024) K k[kStages][stage_elements<K>(kHeadDimQk)];
-  alignas(1024) V v[kStages][stage_elements<V>(kHeadDimVo)];
+  alignas(1024) V v[kStages][kStageElementsOfV];
 };
 
-using WideTiles = Tiles<kWideTileQ, kWideStages, Element, ValueElement>;
-using NarrowTiles = Tiles<kNarrowStepRows, kNarrowStages, KvElement, KvElement>;
+using WideTiles = Tiles<kWideTileQ, kWideStages, WideKey, WideValue, kWideValueBytes / sizeof(WideValue)>;
+using NarrowTiles =
+    Tiles<kNarrowStepRows, kNarrowStages, KvElement, KvElement, stage_elements<KvElement>(kHeadDimVo)>;
 
-/// What wide stages are widened from, and the barriers on which it is loaded, one for each producer warp.
-struct LoadedTiles {
+/// What wide stages are made from.
+struct NoTiles {};
+struct LoadedKeys {
   alignas(1024) KvElement k[stage_elements<KvElement>(kHeadDimQk)];
-  alignas(1024) KvElement v[stage_elements<KvElement>(kHeadDimVo)];
 };
+struct LoadedValues {
+  alignas(1024) KvElement v[kLoadedValueStages][stage_elements<KvElement>(kHeadDimVo)];
+};
+struct LoadedTiles : std::conditional_t<kWidens, LoadedKeys, NoTiles>, LoadedValues {};
+/// And the barriers on which it is loaded, one for each producer warp.
 struct LoadedBarriers {
   uint64_t k[kProducerWarps];
-  uint64_t v[kProducerWarps];
+  uint64_t v[kLoadedValueStages][kProducerWarps];
 
   __device__ void init() {
     constexpr uint32_t kArrivals = kGather ? 32 : kArrivingLanes + kScaleArrivals;
     for (int warp = 0; warp < kProducerWarps; ++warp) {
       ptx::mbarrier_init(&k[warp], kArrivals);
-      ptx::mbarrier_init(&v[warp], kArrivals);
+      for (auto& stage : v) ptx::mbarrier_init(&stage[warp], kArrivals);
     }
   }
 };
-struct NoTiles {};
 struct NoBarriers {
   __device__ void init() {}
 };
@@ -113,7 +118,7 @@ struct NoScales {};
 
 struct WideStorage {
   WideTiles tiles;
-  [[no_unique_address]] std::conditional_t<kWiden, LoadedTiles, NoTiles> loaded;
+  [[no_unique_address]] std::conditional_t<kFp8Kv, LoadedTiles, NoTiles> loaded;
   HeadItem items[kHeadItems];
   [[no_unique_address]] std::conditional_t<kGroupScales, WideScales, NoScales> scales;
 };
@@ -138,7 +143,7 @@ struct SharedStorage {
   PageIds page_ids;
   WideRings wide_rings;
   NarrowRings narrow_rings;
-  [[no_unique_address]] std::conditional_t<kWiden, LoadedBarriers, NoBarriers> loaded;
+  [[no_unique_address]] std::conditional_t<kFp8Kv, LoadedBarriers, NoBarriers> loaded;
   ItemSlots wide_items;
   uint64_t narrow_done;
   Arrivals arrivals;
@@ -238,11 +243,12 @@ __device__ __forceinline__ uint32_t tile_offset(int num_rows, int row, int chunk
   return tile_offset(num_rows, row, chunk, row);
 }
 
-/// What a row of a query tile has in place of its number in the swizzle. Beside e4m3 a narrow consumer reads
-/// eight bytes a lane, of four rows two chunks at a time: so those of one read are different ones.
+/// What a row of a query tile has in place of its number in the swizzle. Beside a cache of e4m3 a narrow
+/// consumer reads eight bytes a lane, of four rows two chunks at a time: so those of one read are different
+/// ones.
 template <Kind kKind>
 __device__ __forceinline__ int query_swizzle(int row) {
-  return kWiden && kKind == Kind::kNarrow ? row % 4 * 2 + row / 4 % 2 : row;
+  return kWidens && kKind == Kind::kNarrow ? row % 4 * 2 + row / 4 % 2 : row;
 }
 
 }  // namespace onewave

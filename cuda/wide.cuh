@@ -14,6 +14,9 @@
 ///
 /// (n counts down to 0; under the last exponentials runs QK of the next item.)
 ///
+/// Where all is e4m3 the weights are too, V comes transposed (transpose.cuh), and a tile's P V is waited for
+/// and added at once (add_values()).
+///
 /// Accumulators: thread t of a warpgroup holds rows 16 (t / 32) + (t % 32) / 4 and that + 8, of every 8
 /// columns the two at 2 (t % 4): element 4 j + 2 r + c is row r (0, 1), column 8 j + 2 (t % 4) + c.
 
@@ -26,6 +29,12 @@ namespace onewave {
 
 inline constexpr int kWideScores = kStageKv / 2;
 inline constexpr int kWideOut = kHeadDimVo / 2;
+
+/// 32 bytes of k are a product's: columns of Q K^T, and keys of P V.
+inline constexpr int kScoreStepCols = 32 / sizeof(WideKey);
+inline constexpr int kOutStepKeys = 32 / sizeof(WideValue);
+/// Left operands.
+using WideWeights = uint32_t[kStageKv / kOutStepKeys][4];
 
 /// Of the rings: K is a tile ahead of V.
 struct WidePositions {
@@ -63,7 +72,7 @@ class WideConsumer {
     rings_.k.release(at_.k);
     do {
       const HeadItem& tile = item();
-      if constexpr (kWiden) take_scales(tile.kv_head);
+      if constexpr (kFp8Kv) take_scales(tile.kv_head);
       attend(tile, scores);
       finish_split<Kind::kWide>(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals);
     } while (has_next_);
@@ -71,13 +80,15 @@ class WideConsumer {
   }
 
  private:
+  static constexpr int kGroupBytes = 8 * kPanelRowBytes;
+
   __device__ __forceinline__ static float max_rise_of(const Scales& scales) {
     return fminf(kMaxRiseLog2 / scales.score_log2, FLT_MAX);
   }
 
   /// Of V; what was widened is one box.
   __device__ __forceinline__ static BoxLayout<kVoPanels> operand_layout(const KernelParams& params) {
-    if constexpr (kWiden) return {kStageKvShift};
+    if constexpr (kFp8Kv) return {kStageKvShift};
     return box_layout<kVoPanels>(params);
   }
 
@@ -85,7 +96,9 @@ class WideConsumer {
 
   /// Where kv heads have scales of their own.
   __device__ __forceinline__ void take_scales(int kv_head) {
-    if (params_.k_scale_strides.head == 0 && params_.v_scale_strides.head == 0) return;
+    if (params_.k_scale_strides.head == 0 && params_.v_scale_strides.head == 0 &&
+        (!kFp8Queries || params_.q_scale_head_stride == 0))
+      return;
     scales_ = Scales(params_, work_.header, kv_head);
     max_rise_ = max_rise_of(scales_);
   }
@@ -107,6 +120,7 @@ class WideConsumer {
   /// would make the compiler serialise all products.
   __device__ __forceinline__ void attend(const HeadItem& tile, float (&scores)[kWideScores]) {
     float out[kWideOut];
+    if constexpr (kSumsApart) clear(out);
     RowState rows[2];
     float factors[2], out_scales[2];
     // The first row of the warpgroup sees the fewest keys.
@@ -134,16 +148,12 @@ class WideConsumer {
       const bool rise = exceed_references(maxima, rows);
       if (rise) raise_references(maxima, rows, factors);
       wait_next_scores(has_next_keys, tile_begin <= kv_begin);
-      ptx::wgmma_wait_group<0>();
-      ptx::fence_registers(out);
-      rings_.v.release(at_.v);
+      if constexpr (!kSumsApart) wait_out(out);
       if (rise) rescale(out, factors);
       multiply(scores, rows, out, true, kStageKv);
     }
     finish_rows(tile, rows, out_scales);
-    ptx::wgmma_wait_group<0>();
-    ptx::fence_registers(out);
-    rings_.v.release(at_.v);
+    if constexpr (!kSumsApart) wait_out(out);
     store(tile, out, out_scales);
   }
 
@@ -163,12 +173,40 @@ class WideConsumer {
     }
   }
 
+  __device__ __forceinline__ static void clear(float (&out)[kWideOut]) {
+#pragma unroll
+    for (int i = 0; i < kWideOut; ++i) out[i] = 0.f;
+  }
+
+  __device__ __forceinline__ void wait_out(float (&out)[kWideOut]) {
+    ptx::wgmma_wait_group<0>();
+    ptx::fence_registers(out);
+    rings_.v.release(at_.v);
+  }
+
+  /// O += weights V, some columns after the others, and the products of the tile first by themselves
+  /// (kSumsApart).
+  __device__ __forceinline__ void add_values(float (&out)[kWideOut], const WideWeights& weights) {
+    constexpr int kSums = kSumCols / 2;
+    constexpr int kParts = kHeadDimVo / kSumCols;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      float sums[kSums];
+      issue_out(sums, weights, part * kSumCols, false);
+      ptx::wgmma_wait_group<0>();
+      ptx::fence_registers(sums);
+      if (part == kParts - 1) rings_.v.release(at_.v);
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) out[part * kSums + i] += sums[i];
+    }
+  }
+
   /// Issues the next scores, makes weights of these meanwhile, issues O += weights V, and waits for the next
-  /// scores: O stays in flight.
+  /// scores: O stays in flight, where its sums are not apart.
   __device__ __forceinline__ void multiply(float (&scores)[kWideScores], RowState (&rows)[2],
                                            float (&out)[kWideOut], bool accumulate, int valid_keys) {
     float exponents[kWideScores];
-    uint32_t weights[kStageKv / 16][4];
+    WideWeights weights;
     scale(scores, rows, exponents);
     take_turn();
     issue_scores(scores);
@@ -182,9 +220,13 @@ class WideConsumer {
     ptx::fence_registers(weights);
     pass_turn();
     if (!kGroupScales) rings_.v.wait_full(at_.v);
-    if (!kGather && !kWiden && valid_keys < kStageKv) clear_tail(valid_keys);
-    issue_out(out, weights, accumulate);
-    ptx::wgmma_wait_group<1>();
+    if (!kGather && !kFp8Kv && valid_keys < kStageKv) clear_tail(valid_keys);
+    if constexpr (kSumsApart) {
+      add_values(out, weights);
+    } else {
+      issue_out(out, weights, 0, accumulate);
+      ptx::wgmma_wait_group<1>();
+    }
     ptx::fence_registers(scores);
     if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
     rings_.k.release(at_.k);
@@ -213,38 +255,54 @@ class WideConsumer {
   }
 
   __device__ __forceinline__ void issue_scores(float (&scores)[kWideScores]) {
-    constexpr int kStepsPerPanel = kPanelCols / 16;
-    constexpr int kGroupBytes = 8 * kPanelRowBytes;
+    constexpr int kStepsPerPanel = kPanelCols / kScoreStepCols;
     const uint32_t q_rows =
         ptx::shared_address(storage_.tiles.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
     const ptx::WgmmaDescriptor k(ptx::shared_address(storage_.tiles.k[at_.k.stage()]), 16, kGroupBytes);
-    if (kGather || kWiden) ptx::fence_proxy_async();
+    if (kGather || kFp8Kv) ptx::fence_proxy_async();
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kHeadDimQk / 16; ++step) {
+    for (int step = 0; step < kHeadDimQk / kScoreStepCols; ++step) {
       const int panel = step / kStepsPerPanel;
       const int bytes = step % kStepsPerPanel * 32;
-      ptx::wgmma_m64k16<Element>(scores, q.at(panel * kWideTileQ * kPanelRowBytes + bytes),
-                                 k.at(panel * kStageKv * kPanelRowBytes + bytes), step > 0);
+      const uint64_t q_step = q.at(panel * kWideTileQ * kPanelRowBytes + bytes);
+      const uint64_t k_step = k.at(panel * kStageKv * kPanelRowBytes + bytes);
+      if constexpr (kFp8Queries) {
+        ptx::wgmma_m64k32(scores, q_step, k_step, step > 0);
+      } else {
+        ptx::wgmma_m64k16<Element>(scores, q_step, k_step, step > 0);
+      }
     }
     ptx::wgmma_commit_group();
   }
 
-  __device__ __forceinline__ void issue_out(float (&out)[kWideOut],
-                                            const uint32_t (&weights)[kStageKv / 16][4], bool accumulate) {
-    const ptx::WgmmaDescriptor v(ptx::shared_address(storage_.tiles.v[at_.v.stage()]),
-                                 v_layout_.panel_bytes(), v_layout_.group_bytes());
-    if (kGather || kWiden) ptx::fence_proxy_async();
+  /// `first_col`: of V, where it is transposed.
+  template <int kSums>
+  __device__ __forceinline__ void issue_out(float (&out)[kSums], const WideWeights& weights, int first_col,
+                                            bool accumulate) {
+    const ptx::WgmmaDescriptor v = values();
+    if (kGather || kFp8Kv) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kStageKv / 16; ++step) {
-      ptx::wgmma_m64k16_trans<ValueElement>(out, weights[step], v.at(v_layout_.step_offset(step)),
-                                            accumulate || step > 0);
+    for (int step = 0; step < kStageKv / kOutStepKeys; ++step) {
+      if constexpr (kFp8Queries) {
+        ptx::wgmma_m64k32(out, weights[step], v.at(first_col * kPanelRowBytes + step * 32),
+                          accumulate || step > 0);
+      } else {
+        ptx::wgmma_m64k16_trans<WideValue>(out, weights[step], v.at(v_layout_.step_offset(step)),
+                                           accumulate || step > 0);
+      }
     }
     ptx::wgmma_commit_group();
+  }
+
+  __device__ __forceinline__ ptx::WgmmaDescriptor values() const {
+    const uint32_t stage = ptx::shared_address(storage_.tiles.v[at_.v.stage()]);
+    if constexpr (kFp8Queries) return {stage, 16, kGroupBytes};  // transposed
+    return {stage, v_layout_.panel_bytes(), v_layout_.group_bytes()};
   }
 
   /// Where groups of tokens have scales: multiplies scores by those of their keys.
@@ -283,10 +341,13 @@ class WideConsumer {
     }
   }
 
+  /// Where P V has registers of its own the compiler is not to keep what comes of it.
+  __device__ __forceinline__ static int remade(int x) { return kSumsApart ? ptx::opaque(x) : x; }
+
   __device__ __forceinline__ void mask_windows(float (&scores)[kWideScores], const PackedRows& packed,
                                                int first_key) const {
-    const int begin[2] = {packed.visible_begin(first_row_) - first_key,
-                          packed.visible_begin(first_row_ + 8) - first_key};
+    const int begin[2] = {packed.visible_begin(remade(first_row_)) - first_key,
+                          packed.visible_begin(remade(first_row_) + 8) - first_key};
 #pragma unroll
     for (int i = 0; i < kWideScores; ++i) {
       if (i / 4 * 8 + i % 2 < begin[i / 2 % 2]) scores[i] = -INFINITY;
@@ -297,11 +358,11 @@ class WideConsumer {
                                                 int tile_begin) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint32_t* words = packed.mask_words(params_, first_row_ + 8 * r, tile_begin);
+      const uint32_t* words = packed.mask_words(params_, remade(first_row_) + 8 * r, tile_begin);
       if (words == nullptr) continue;
 #pragma unroll
       for (int i = 2 * r; i < kWideScores; i += 4) {
-        const uint32_t bits = words[i / 4 * 8 / 32] >> (i / 4 * 8 % 32 + thread_ % 4 * 2);
+        const uint32_t bits = words[i / 4 * 8 / 32] >> (i / 4 * 8 % 32 + remade(thread_) % 4 * 2);
         if ((bits & 1) == 0) scores[i] = -INFINITY;
         if ((bits & 2) == 0) scores[i + 1] = -INFINITY;
       }
@@ -349,7 +410,7 @@ class WideConsumer {
                                         float (&exponents)[kWideScores]) const {
 #pragma unroll
     for (int i = 0; i < kWideScores; ++i) {
-      const float scaled_max = finite_max(rows[i / 2 % 2].m) * scales_.score_log2;
+      const float scaled_max = finite_max(rows[i / 2 % 2].m) * scales_.score_log2 - kWeightShift;
       exponents[i] = fmaf(scores[i], scales_.score_log2, -scaled_max);
     }
     ptx::fence_registers(exponents);
@@ -357,14 +418,28 @@ class WideConsumer {
 
   /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
   __device__ __forceinline__ static void weigh(const float (&exponents)[kWideScores], RowState (&rows)[2],
-                                               uint32_t (&weights)[kStageKv / 16][4]) {
+                                               WideWeights& weights) {
     float sums[4] = {};  // of row 0, row 1, row 0, row 1
+    if constexpr (kFp8Queries) {
+      // The keys of a word as transpose.cuh has them.
 #pragma unroll
-    for (int i = 0; i < kWideScores / 2; ++i) {
-      const float low = ptx::ex2(exponents[2 * i]);
-      const float high = ptx::ex2(exponents[2 * i + 1]);
-      sums[i % 4] += low + high;
-      weights[i / 4][i % 4] = ptx::pack<ValueElement>(low, high);
+      for (int i = 0; i < kWideScores / 4; ++i) {
+        const int first = i / 2 * 8 + i % 2 * 2;
+        const float a = ptx::ex2(exponents[first]);
+        const float b = ptx::ex2(exponents[first + 1]);
+        const float c = ptx::ex2(exponents[first + 4]);
+        const float d = ptx::ex2(exponents[first + 5]);
+        sums[i % 4] += (a + b) + (c + d);
+        weights[i / 4][i % 4] = ptx::pack_e4m3(a, b, c, d);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWideScores / 2; ++i) {
+        const float low = ptx::ex2(exponents[2 * i]);
+        const float high = ptx::ex2(exponents[2 * i + 1]);
+        sums[i % 4] += low + high;
+        weights[i / 4][i % 4] = ptx::pack<WideValue>(low, high);
+      }
     }
     rows[0].l += sums[0] + sums[2];
     rows[1].l += sums[1] + sums[3];
@@ -373,8 +448,7 @@ class WideConsumer {
   /// And where groups of tokens may have scales: a weight times that of its value.
   template <class Scales>
   __device__ __forceinline__ void weigh_scaled(const float (&exponents)[kWideScores], RowState (&rows)[2],
-                                               const Scales& scales,
-                                               uint32_t (&weights)[kStageKv / 16][4]) const {
+                                               const Scales& scales, WideWeights& weights) const {
     const float* values = scales.v[at_.v.stage()] + thread_ % 4 * 2;
     float sums[2] = {};
 #pragma unroll
@@ -383,7 +457,7 @@ class WideConsumer {
       const float low = ptx::ex2(exponents[2 * i]);
       const float high = ptx::ex2(exponents[2 * i + 1]);
       sums[i % 2] += low + high;
-      weights[i / 4][i % 4] = ptx::pack<ValueElement>(low * scale.x, high * scale.y);
+      weights[i / 4][i % 4] = ptx::pack<WideValue>(low * scale.x, high * scale.y);
     }
     rows[0].l += sums[0];
     rows[1].l += sums[1];
@@ -407,21 +481,54 @@ class WideConsumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
-      const RowEnd end(rows[r].m, rows[r].l, output.item_sink(0, row), scales_.score_log2, scales_.v);
+      constexpr float kUnit = 1.f / (1 << kWeightShift);
+      const RowEnd end(rows[r].m, rows[r].l * kUnit, output.item_sink(0, row), scales_.score_log2, scales_.v);
       if (thread_ % 4 == 0 && row < tile.item.num_rows) output.store_lse(0, row, end.lse);
-      out_scales[r] = end.out_scale;
+      out_scales[r] = end.out_scale * kUnit;
     }
   }
 
   __device__ __forceinline__ void store(const HeadItem& tile, float (&out)[kWideOut],
                                         const float (&out_scales)[2]) const {
     const Output output(params_, tile.item, tile.rows, tile.kv_head);
-#pragma unroll
-    for (int i = 0; i < kWideOut; ++i) out[i] *= out_scales[i / 2 % 2];
+    if constexpr (kFp8Queries) {
+      store_transposed(output, out, out_scales);
+      return;
+    }
+    rescale(out, out_scales);
     if (!output.is_split) {
       store_final(output, out);
     } else {
       store_partial(output, out);
+    }
+  }
+
+  /// Where V was transposed a lane has four columns of each block of 16 side by side (transpose.cuh).
+  __device__ __forceinline__ void store_transposed(const Output& output, const float (&out)[kWideOut],
+                                                   const float (&out_scales)[2]) const {
+    if (output.is_split) {
+      store_rows(output, out, out_scales, [&](int row) { return output.partial_out_row(0, row); });
+    } else if (params_.out_is_bf16) {
+      store_rows(output, out, out_scales, [&](int row) { return output.out_row<__nv_bfloat16>(0, row); });
+    } else {
+      store_rows(output, out, out_scales, [&](int row) { return output.out_row<__half>(0, row); });
+    }
+  }
+
+  /// Scaled as they are stored: they are moved for it anyway.
+  template <class FindRow>
+  __device__ __forceinline__ void store_rows(const Output& output, const float (&out)[kWideOut],
+                                             const float (&out_scales)[2], const FindRow& find_row) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row_ + 8 * r;
+      if (row >= output.item.num_rows) return;
+      auto* const target = find_row(row) + thread_ % 4 * 4;
+#pragma unroll
+      for (int i = 2 * r; i < kWideOut; i += 8) {
+        const float4 columns = make_float4(out[i], out[i + 4], out[i + 1], out[i + 5]);
+        store_4(target + 2 * (i - 2 * r), times(columns, out_scales[r]));
+      }
     }
   }
 

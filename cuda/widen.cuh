@@ -1,6 +1,7 @@
 #pragma once
 
-/// K and V of e4m3 for the wide kind, whose products want 16-bit operands in shared memory: a producer warp
+/// K and V of e4m3 for the wide kind beside queries of 16 bits, whose products want such operands in shared
+/// memory: a producer warp
 /// loads its rows of a tile of K and of V as they are, and widens each into the stages of the rings, by
 /// turns:
 ///
@@ -8,7 +9,7 @@
 ///   the warp   | widens V_n+1 | widens K_n      | widens V_n | ...
 ///   loaded.v   |              | V_n lands       | ...
 
-#include "load.cuh"
+#include "loaded.cuh"
 
 namespace onewave {
 
@@ -38,13 +39,13 @@ __device__ __forceinline__ void widen_rows(const KvElement* loaded,
                                            const BoxLayout<num_panels(kHeadDim, 1)>& layout, int warp,
                                            Operand* stage) {
   constexpr int kPanels = num_panels(kHeadDim, sizeof(Operand));
-  constexpr int kGroups = kWidenedRows / 8;
+  constexpr int kGroups = kWarpRows / 8;
   constexpr int kChunks = kGroups * kPanels;  ///< of a lane
   constexpr int kBatch =
       kHeadDim > 128 || kMasked ? 2 : 4;  ///< that it reads before it writes: latencies overlap
   const WidenLane lane;
   const uint32_t from = ptx::shared_address(loaded) + lane.from;
-  const uint32_t to = ptx::shared_address(stage) + warp * kWidenedRows * kPanelRowBytes + lane.to;
+  const uint32_t to = ptx::shared_address(stage) + warp * kWarpRows * kPanelRowBytes + lane.to;
 #pragma unroll
   for (int first = 0; first < kChunks; first += kBatch) {
     uint4 bytes[kBatch];
@@ -69,24 +70,6 @@ __device__ __forceinline__ void widen_rows(const KvElement* loaded,
   }
 }
 
-/// Makes zeros of a warp's rows from `num_rows` of the tile on: where their page is loaded, what it has there
-/// may be a NaN, and 0 * NaN is NaN.
-template <int kPanels>
-__device__ __forceinline__ void clear_rows(KvElement* loaded, float* scales, const BoxLayout<kPanels>& layout,
-                                           int warp, int num_rows) {
-  const uint32_t from = ptx::shared_address(loaded);
-  for (int row = max(num_rows, warp * kWidenedRows) + threadIdx.x % 32 / kPanelChunks;
-       row < (warp + 1) * kWidenedRows; row += 32 / kPanelChunks) {
-    if (kGroupScales && scales != nullptr) scales[row] = 0.f;
-    for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::store_shared_16(from + layout.row_offset(row) + panel * layout.panel_bytes() +
-                               threadIdx.x % kPanelChunks * kChunkBytes,
-                           make_uint4(0, 0, 0, 0));
-    }
-  }
-  __syncwarp();
-}
-
 /// The widening of one tile of K or V after another, by each warp of its rows.
 template <int kHeadDim, class Operand>
 struct WidenedStream {
@@ -107,13 +90,90 @@ struct WidenedStream {
     if (!kGather && num_rows < kStageKv) clear_rows(loaded, scales, layout, warp, num_rows);
     ring.wait_empty(at);
     if constexpr (kGroupScales) {
-      const int row = warp * kWidenedRows + threadIdx.x % 32;
-      if (row < (warp + 1) * kWidenedRows)
-        stage_scales[at.stage()][row] = scales != nullptr ? scales[row] : 1.f;
+      const int row = warp * kWarpRows + threadIdx.x % 32;
+      if (row < (warp + 1) * kWarpRows) stage_scales[at.stage()][row] = scales != nullptr ? scales[row] : 1.f;
     }
     widen_rows<kHeadDim>(loaded, layout, warp, stages[at.stage()]);
     arrive_warp(&ring.full[at.stage()]);
   }
 };
+
+/// Where tiles are widened: every producer warp its rows, one tile of K or V after another. K is a tile ahead
+/// of V, as the consumers take them, and a tile is asked for when the one before it has been widened.
+template <class Items, class Loader, class Queue, class Queries>
+__device__ __forceinline__ void load_and_widen(const KernelParams& params, const Loader& loader,
+                                               const typename Items::Cursor& cursor, Queue& queue,
+                                               SharedStorage& storage, Queries& queries) {
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  KvTileStream<Items, Loader, Queue> stream(loader, cursor, queue);
+  // Of the loaded rows, where groups of tokens have them, and of the stages.
+  float *k_scales = nullptr, *v_scales = nullptr;
+  float (*k_stage_scales)[kStageKv] = nullptr;
+  float (*v_stage_scales)[kStageKv] = nullptr;
+  const auto find_scales = [&](auto& scales) {
+    if (params.k_scale_strides.group_inverse > 0) k_scales = scales.loaded_k;
+    if (params.v_scale_strides.group_inverse > 0) v_scales = scales.loaded_v;
+    k_stage_scales = scales.k;
+    v_stage_scales = scales.v;
+  };
+  if constexpr (kGroupScales) find_scales(storage.wide.scales);
+  const WidenedStream<kHeadDimQk, WideKey> k{
+      storage.wide.loaded.k, &storage.loaded.k[warp],      storage.wide_rings.k,
+      storage.wide.tiles.k,  box_layout<kKPanels>(params), k_scales,
+      k_stage_scales};
+  const WidenedStream<kHeadDimVo, WideValue> v{storage.wide.loaded.v[0],
+                                               &storage.loaded.v[0][warp],
+                                               storage.wide_rings.v,
+                                               storage.wide.tiles.v,
+                                               box_layout<kVPanels>(params),
+                                               v_scales,
+                                               v_stage_scales};
+  const auto ask_scales = [&](const PackedTile<Loader>& tile, uint32_t n, const float* scales,
+                              const ScaleStrides& strides, const auto& stream) {
+    if constexpr (kGroupScales) {
+      loader.load_scales(tile.rows, tile.kv_head(), n, scales, strides, stream.scales);
+      loader.arrive_scales(stream.is_loaded);
+    }
+  };
+  // Of three tiles one after another: its page ids are on their way, its K is asked for, its K is widened and
+  // its V asked for. V of the one before is widened.
+  PackedTile<Loader> next_tile, tile;
+  int num_values = -1;  // of V of the one before, whose tile is not valid
+  uint32_t n = 0;       // of the tile that is looked up
+  do {
+    const KvTile<Loader> later_tile = stream.next(n);
+    if constexpr (kGather) ptx::cp_async_commit_group();  // page ids, and what was asked for before
+    if (tile.valid()) {
+      if (tile.is_first()) {
+        if (n > 2) queries.advance();
+        queries.load();
+      }
+      k.widen({n - 2}, warp, kStageKv);
+    }
+    if (next_tile.valid()) {
+      if constexpr (kGather) ptx::cp_async_wait_group<1>();
+      ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
+      if constexpr (kGather) {
+        loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
+      } else {
+        loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
+      }
+    }
+    if (num_values >= 0) v.widen({n - 3}, warp, num_values);
+    num_values = tile.valid() ? tile.num_keys : -1;
+    if (tile.valid()) {
+      ask_scales(tile, n - 2, params.v_scale_ptr, params.v_scale_strides, v);
+      if constexpr (kGather) {
+        loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
+      } else {
+        loader.load_v(tile.rows, tile.kv_head(), v.loaded, v.is_loaded);
+      }
+    }
+    tile = next_tile;
+    next_tile = {later_tile.valid ? 2 * later_tile.kv_head + later_tile.is_first : -1, later_tile.num_keys,
+                 later_tile.rows};
+    ++n;
+  } while (next_tile.valid() || tile.valid() || num_values >= 0);
+}
 
 }  // namespace onewave

@@ -12,6 +12,19 @@ import torch
 # Scores of one block of queries, so that the largest batch takes a few GB.
 MAX_BLOCK_SCORES = 1 << 28
 
+FP8 = torch.float8_e4m3fn
+# What a kernel of e4m3 queries may round, from what the tensor cores and cvt.rn.satfinite.e4m3x2 do; relative where
+# nothing else is said. A weight of the softmax: by half a step of three bits of mantissa, and below 2^-15 of its row's
+# largest, where subnormals end, all of it.
+WEIGHT_ROUNDING, SMALLEST_WEIGHT = 2.0**-4, 2.0**-15
+# Sums of e4m3 products keep 13 bits of fraction of an instruction's largest term (DeepSeek-V3, section 3.3.2, counts 14
+# bits in all), and each of some 32 terms loses what is below: of the sum of the terms' sizes, which is several times the
+# largest, this much with room to spare. Of scores and of outputs.
+SUM_ROUNDING = 2.0**-11
+# Roundings of weights have either sign, and so have random values: their sum stays below this many times the root of
+# the sum of the bounds' squares, each of which is more than sqrt(3) standard deviations.
+MAX_DEVIATIONS = 3.0
+
 
 class Lens(NamedTuple):
     """`count` requests of the same lengths, in tokens."""
@@ -68,6 +81,9 @@ class Expected:
     out: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim_vo]
     lse: torch.Tensor  # [total_qo_len, num_qo_heads], base 2
     low_precision_error: float  # the largest |low precision - float32| of out
+    # Of queries in fp8, the largest errors of each element but for the last rounding of out; else None.
+    out_bound: torch.Tensor | None = None
+    lse_bound: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ ScaleForm = str | int | None
 
 class DenseBatch:
     """Random q, k and v of a batch, requests of equal lengths side by side so that they are computed together.
-    `kv_dtype`: of k and v, None: `dtype`."""
+    `dtype`: of q. `kv_dtype`: of k and v, None: `dtype`. `out_dtype` None: `dtype`, or bf16 where that is fp8."""
 
     def __init__(
         self,
@@ -107,12 +123,14 @@ class DenseBatch:
         seed: int,
         device: str = "cuda",
         kv_dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         self.lens, self.heads, self.dtype, self.device = lens, heads, dtype, torch.device(device)
         self.kv_dtype = kv_dtype or dtype
+        self.out_dtype = out_dtype or (torch.bfloat16 if dtype == FP8 else dtype)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.total_qo_len = sum(group.count * group.qo_len for group in lens)
-        self.q = self._random(self.total_qo_len, heads.num_qo_heads, heads.head_dim)
+        self.q = self._random(self.total_qo_len, heads.num_qo_heads, heads.head_dim).to(dtype)
         self.k, self.v = (
             [
                 self._random(group.count, group.kv_len, heads.num_kv_heads, head_dim).to(self.kv_dtype)
@@ -122,7 +140,10 @@ class DenseBatch:
         )
 
     def _random(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self.generator)
+        return torch.randn(shape, dtype=self.out_dtype, device=self.device, generator=self.generator)
+
+    def scale_queries(self, factor: float) -> None:
+        self.q = (self.q.float() * factor).to(self.dtype)
 
     def share(self, prefix_groups: list[tuple[int, int, int]]) -> None:
         """Gives the requests of each (request_begin, request_end, num_tokens) the first keys and values of its first
@@ -139,9 +160,16 @@ class DenseBatch:
         for group in self.lens:
             yield from [group] * group.count
 
-    def dequantised(self, k_scale: RowScales = 1.0, v_scale: RowScales = 1.0) -> "DenseBatch":
-        """The same with k and v in float32, times their factors: what a reference of an fp8 cache sees."""
+    def dequantised(
+        self, k_scale: RowScales = 1.0, v_scale: RowScales = 1.0, q_scale: RowScales = 1.0
+    ) -> "DenseBatch":
+        """The same with k and v in float32, times their factors: what a reference of an fp8 cache sees. And q, where it
+        is fp8 too."""
         batch = copy.copy(self)
+        if self.dtype == FP8:
+            by_kv_head = self.q.unflatten(1, (self.heads.num_kv_heads, self.heads.group_size))
+            (scaled,) = _times([by_kv_head.transpose(1, 2)], q_scale)
+            batch.q = scaled.transpose(1, 2).flatten(1, 2)
         batch.k, batch.v, batch.kv_dtype = _times(self.k, k_scale), _times(self.v, v_scale), torch.float32
         return batch
 
@@ -152,6 +180,7 @@ class DenseBatch:
         out = torch.empty((*self.q.shape[:2], self.heads.out_dim), dtype=torch.float32, device=self.device)
         lse = torch.empty(self.q.shape[:2], dtype=torch.float32, device=self.device)
         low_precision_error = 0.0
+        bounds = (torch.zeros_like(out), torch.zeros_like(lse)) if self.dtype == FP8 else None
         row, request = 0, 0
         for group, k, v in zip(self.lens, self.k, self.v, strict=True):
             rows = slice(row, row + group.count * group.qo_len)
@@ -164,6 +193,7 @@ class DenseBatch:
             q = self.q[rows].unflatten(0, split[:2]).unflatten(2, split[2:])
             group_out = out[rows].view(*split, self.heads.out_dim)
             group_lse = lse[rows].view(split)
+            group_bounds = bounds and (bounds[0][rows].view_as(group_out), bounds[1][rows].view(split))
             scores_per_query = group.count * self.heads.num_qo_heads * max(group.kv_len, 1)
             block = max(1, MAX_BLOCK_SCORES // scores_per_query)
             for begin in range(0, group.qo_len, block):
@@ -183,10 +213,11 @@ class DenseBatch:
                     masks,
                     group_out[:, begin:end],
                     group_lse[:, begin:end],
+                    group_bounds and (group_bounds[0][:, begin:end], group_bounds[1][:, begin:end]),
                 )
                 error = (low.float() - group_out[:, begin:end]).abs().max().item()
                 low_precision_error = max(low_precision_error, error)
-        return Expected(out, lse, low_precision_error)
+        return Expected(out, lse, low_precision_error, *(bounds or ()))
 
     def paged(self, page_size: int, layout: str = "NHD", num_unused_pages: int = 7) -> Paged:
         """Keys and values in shuffled pages. All that belongs to no key is NaN: the tails of last pages and the pages
@@ -316,10 +347,12 @@ def _attend(
     masks: Masks,
     out: torch.Tensor,
     lse: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     """Attention of q [requests, queries, kv heads, group, column] over k and v [requests, keys, kv heads, column],
     written to `out` and `lse` in float32. Returns the output with the probabilities and the result rounded to q's
-    type, as a kernel of that precision has them. `hidden` [requests or 1, queries, keys]: what they do not see."""
+    type, as a kernel of that precision has them. `hidden` [requests or 1, queries, keys]: what they do not see. `bounds` of out
+    and lse: written where they are given."""
     sinks = None
     if masks.sinks is not None:
         sinks = masks.sinks.to(q.device).view(1, *q.shape[2:4], 1, 1)
@@ -346,4 +379,40 @@ def _attend(
     low = torch.einsum("nhgqk,nkhd->nhgqd", probabilities.to(q.dtype).float(), v.float()).div_(total)
     exact = torch.einsum("nhgqk,nkhd->nhgqd", probabilities, v.float()).div_(total)
     out.copy_(exact.permute(0, 3, 1, 2, 4))
+    if bounds is not None:
+        out_bound, lse_bound = _fp8_bounds(
+            q.float(), k.float(), v.float(), score_scale, probabilities, total, exact
+        )
+        bounds[0].copy_(out_bound.permute(0, 3, 1, 2, 4))
+        bounds[1].copy_(lse_bound.permute(0, 3, 1, 2))
     return low.to(q.dtype).permute(0, 3, 1, 2, 4)
+
+
+def _fp8_bounds(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    score_scale: float,
+    weights: torch.Tensor,
+    total: torch.Tensor,
+    out: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of out [requests, kv heads, group, queries, column] and lse, for q, k and v as _attend() takes them. `weights`
+    relative to the row's peak; what they are divided by in the output: `total`."""
+    if k.shape[1] == 0:
+        return torch.zeros_like(out), torch.zeros_like(out[..., 0])
+    # A weight's relative error by its score's; a soft cap makes it smaller.
+    sizes = torch.einsum("nqhgd,nkhd->nhgqk", q.abs(), k.abs()).masked_fill_(weights == 0, 0.0)
+    score_error = sizes.amax(-1, keepdim=True) * (score_scale * SUM_ROUNDING)
+    errors = torch.maximum(weights * WEIGHT_ROUNDING, weights.clamp_max(SMALLEST_WEIGHT))
+    errors += weights * score_error
+
+    def times_v(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nhgqk,nkhd->nhgqd", x, rows)
+
+    at_worst = times_v(errors, v.abs())
+    likely = times_v(errors.square(), v.square()).sqrt_() * MAX_DEVIATIONS
+    of_sums = times_v(weights, v.abs()) * SUM_ROUNDING
+    # And of what is divided by, the sum of the weights, which are not rounded there.
+    out_bound = (torch.minimum(at_worst, likely) + of_sums) / total + out.abs() * score_error
+    return out_bound, score_error.squeeze(-1) / math.log(2)

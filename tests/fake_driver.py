@@ -16,9 +16,10 @@ NUM_PAGES = 40
 KV_LEN = 200
 BFLOAT16_MAP, BYTES_MAP = 9, 0  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, _UINT8
 # struct KernelParams of cuda/params.h, up to k_panel_map.
-PARAMS = struct.Struct("<Q5i4xQQ4iQQQQQQ4fQQ3I4xQ3I4x8x128s")
-# Its last members: of K's scales and of V's the strides of pages, groups and heads, and what a group is found by.
-SCALE_STRIDES, SCALE_STRIDES_OFFSET = struct.Struct("<qiiI4xqiiI4x"), 832
+PARAMS = struct.Struct("<Q6iQQ4iQQQQQQ4fQQ3I4xQ3I4xQ128s")
+# Its last members: of K's scales and of V's the strides of pages, groups and heads, and what a group is found by; of
+# Q's that of heads.
+SCALE_STRIDES, SCALE_STRIDES_OFFSET = struct.Struct("<qiiI4xqiiI4xi"), 832
 
 
 class FakeDriver:
@@ -56,10 +57,12 @@ class Step:
         max_total_qo_len: int = 64,
         kv_dtype: _core.DType | None = None,
         head_dim: int = HEAD_DIM,
+        dtype: _core.DType = _core.DType.BFLOAT16,
+        out_dtype: _core.DType | None = None,
     ) -> None:
         self.limits = _core.PlanLimits(4, max_total_qo_len, 1024, NUM_CTAS)
         self.shape = _core.AttentionShape(
-            NUM_QO_HEADS, NUM_KV_HEADS, head_dim, head_dim, page_size, _core.DType.BFLOAT16, kv_dtype
+            NUM_QO_HEADS, NUM_KV_HEADS, head_dim, head_dim, page_size, dtype, kv_dtype, out_dtype
         )
         self.layout = _core.workspace_layout(self.limits, self.shape)
         self.memory = np.zeros(self.layout.total_bytes + WORKSPACE_ALIGNMENT, np.uint8)

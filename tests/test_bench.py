@@ -11,8 +11,13 @@ import torch
 from onewave._cli import main
 from onewave.bench.ceilings import H100, H200, ceilings_of
 from onewave.bench.harness import Harness
-from onewave.bench.peers import flash_attention3
-from onewave.bench.reference import MAX_RELATIVE_ERROR, reference_attention, relative_error
+from onewave.bench.peers import flash_attention3, flashinfer
+from onewave.bench.reference import (
+    MAX_RELATIVE_ERROR,
+    max_relative_error,
+    reference_attention,
+    relative_error,
+)
 from onewave.bench.result import Result, WorkloadResult, write_json
 from onewave.bench.system import Onewave, System, Unsupported
 from onewave.bench.table import print_result, summary_table
@@ -101,6 +106,19 @@ def test_floors_of_an_fp8_cache() -> None:
     assert ratio == pytest.approx(0.5, rel=0.01)
 
 
+def test_floors_of_fp8_queries() -> None:
+    """Beside a cache of fp8: half the bytes of q too, and products twice as fast."""
+    for name in ("decode_uniform_b128_8k", "prefill_1x8k"):
+        cache, queries = WORKLOADS[f"{name}_fp8"], WORKLOADS[f"{name}_fp8q"]
+        assert queries.requests == cache.requests and queries.num_flop == cache.num_flop
+        num_elements = cache.total_qo_len * cache.num_qo_heads * cache.head_dim
+        assert cache.num_bytes - queries.num_bytes == num_elements
+        assert "queries and cache of float8_e4m3fn" in queries.describe()
+    for head_dim in ("", "_d64", "_d256"):
+        wide, queries = WORKLOADS[f"prefill_1x8k{head_dim}"], WORKLOADS[f"prefill_1x8k{head_dim}_fp8q"]
+        assert queries.floor_us(H200) == pytest.approx(wide.floor_us(H200) / 2)
+
+
 def test_random_lengths_are_the_same_everywhere() -> None:
     drawn = [workload for workload in default_workloads() if workload.lens_seed is not None]
     totals = {workload.name: sum(request.kv_len for request in workload.requests) for workload in drawn}
@@ -157,6 +175,30 @@ def test_an_fp8_cache_against_the_reference() -> None:
     assert relative_error(ours.output(), expected) <= MAX_RELATIVE_ERROR
     wide, _ = reference_attention(make_tensors(tiny(*workload.requests), "cpu", seed=5), torch.float32)
     assert relative_error(wide, expected) > MAX_RELATIVE_ERROR
+
+
+FP8_QUERIES = {"dtype": torch.float8_e4m3fn, "kv_dtype": torch.float8_e4m3fn}
+
+
+def test_fp8_queries_against_the_reference() -> None:
+    """Of the values that q has; the bound is one for kernels that round weights to fp8."""
+    workload = replace(tiny((70, 1), (300, 7), (41, 17)), **FP8_QUERIES)
+    tensors = make_tensors(workload, "cpu", seed=5, unused=math.nan)
+    assert tensors.q.dtype == tensors.kv_cache.dtype == torch.float8_e4m3fn
+    ours = Onewave(tensors)
+    ours.plan()
+    ours.run()
+    expected, _ = reference_attention(tensors, torch.float32)
+    assert ours.output().dtype == torch.bfloat16
+    assert relative_error(ours.output(), expected) <= MAX_RELATIVE_ERROR < max_relative_error(workload)
+    wide, _ = reference_attention(make_tensors(tiny(*workload.requests), "cpu", seed=5), torch.float32)
+    assert relative_error(wide, expected) > MAX_RELATIVE_ERROR
+    for error, is_right in ((0.035, True), (0.045, False)):
+        assert (
+            Result("a", relative_error=error, max_relative_error=max_relative_error(workload)).is_right
+            == is_right
+        )
+        assert not Result("a", relative_error=error).is_right
 
 
 def test_a_shared_prefix_is_in_the_same_pages_and_counted_once() -> None:
@@ -360,8 +402,14 @@ def fa3_operators() -> None:
             )
             group_size = q.shape[1] // k.shape[2]
             keys, values = (side.repeat_interleave(group_size, dim=0) for side in (keys, values))
-            result, _ = attend(q[rows].float().transpose(0, 1), keys, values, is_causal, softmax_scale)
-            out[rows] = result.transpose(0, 1).to(q.dtype)
+            queries = q[rows].float().transpose(0, 1)
+            if q.dtype == torch.float8_e4m3fn:
+                q_descale, k_descale, v_descale = (
+                    descale[i].repeat_interleave(group_size)[:, None, None] for descale in rest[17:20]
+                )
+                queries, keys, values = queries * q_descale, keys * k_descale, values * v_descale
+            result, _ = attend(queries, keys, values, is_causal, softmax_scale)
+            out[rows] = result.transpose(0, 1).to(out.dtype)
         return [out]
 
     library.impl("fwd", fwd, "CPU")
@@ -371,8 +419,9 @@ def fa3_operators() -> None:
 
 
 @pytest.mark.usefixtures("fa3_operators")
-def test_flash_attention3_is_called_rightly() -> None:
-    workload = tiny((70, 1), (40, 9), (5, 1), (8, 8))
+@pytest.mark.parametrize("dtypes", [{}, FP8_QUERIES])
+def test_flash_attention3_is_called_rightly(dtypes: dict[str, torch.dtype]) -> None:
+    workload = replace(tiny((70, 1), (40, 9), (5, 1), (8, 8)), **dtypes)
     systems = flash_attention3.systems(None)
     chosen = {name: systems[name] for name in ("fa3", "fa3_split")}
     measured = Harness(CPU, num_runs=1, seed=0).measure(workload, chosen, lambda _: None)
@@ -389,6 +438,13 @@ def test_flash_attention3_has_one_type_for_all() -> None:
     ours, *peers = measured.results
     assert ours.failure is None and ours.is_right
     assert all(peer.is_unsupported and "of the queries' type" in str(peer.failure) for peer in peers)
+
+
+def test_flashinfer_has_no_fp8_queries() -> None:
+    workload = replace(tiny((70, 1), (40, 9)), **FP8_QUERIES)
+    measured = Harness(CPU, num_runs=1, seed=0).measure(workload, flashinfer.systems(), lambda _: None)
+    for result in measured.results:
+        assert result.is_unsupported and result.failure == "is measured with queries of 16 bits"
 
 
 def test_split_needs_both_kinds() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onewave import _core
 from onewave._calibration import to_core
-from onewave._cli.calibrate import Run, calibrate
+from onewave._cli.calibrate import Kernel, Run, calibrate
 from onewave._cli.plan import plan_workload, predict_bars
 from onewave.bench.workload import Workload
 from onewave.bench.workloads import WORKLOADS
@@ -31,13 +31,16 @@ TRUTH: dict[str, Any] = {
         {
             "head_dim": head_dim,
             "loader": loader,
-            "wide_step_us": step_us,
+            "q_bytes": q_bytes,
+            "kv_bytes": kv_bytes,
+            "wide_step_us": step_us * part,
             "wide_unit_us": 2.5,
             "wide_slowdown": slowdown,
             "wide_unit_slowdown": 3.0,
             "narrow_unit_us": 1.2,
-            "narrow_gb_per_s": rates,
+            "narrow_gb_per_s": [rate * kv_bytes / 2 for rate in rates],
         }
+        for q_bytes, kv_bytes, part in ((2, 2, 1.0), (2, 1, 1.3), (1, 1, 0.8))
         for head_dim, loader, step_us, slowdown, rates in (
             (64, "tma", 1.1, 0.3, [80.0, 70.0, 40.0]),
             (64, "gather", 1.2, 0.4, [35.0, 32.0, 30.0]),
@@ -76,12 +79,15 @@ def test_times_of_the_model_give_its_numbers(record: dict[str, Any]) -> None:
     assert record["split_us"] == pytest.approx(TRUTH["split_us"], abs=0.8)
     assert record["partial_gb_per_s"] == pytest.approx(TRUTH["partial_gb_per_s"], rel=0.6)
     for found, true in zip(record["kernels"], TRUTH["kernels"], strict=True):
-        assert (found["head_dim"], found["loader"]) == (true["head_dim"], true["loader"])
+        assert Kernel.of(found) == Kernel.of(true)
         assert found["wide_step_us"] == pytest.approx(true["wide_step_us"], rel=0.03)
         assert found["wide_unit_us"] == pytest.approx(true["wide_unit_us"], rel=0.3)
         assert found["narrow_unit_us"] == pytest.approx(true["narrow_unit_us"], rel=0.3)
-        assert found["narrow_gb_per_s"] == pytest.approx(true["narrow_gb_per_s"], rel=0.08)
-        if found["head_dim"] == 128:  # else the memory is the bound of those batches, and hides it
+        # Beside the slow gathered rows of fp8 the others multiply for a part of the time alone.
+        rates = pytest.approx(true["narrow_gb_per_s"], rel=0.08 if found["kv_bytes"] == 2 else 0.15)
+        assert found["narrow_gb_per_s"] == rates
+        # Else the memory is the bound of those batches, and hides it, or narrow items take longer than what it slows.
+        if (found["head_dim"], found["kv_bytes"]) == (128, 2):
             assert found["wide_slowdown"] == pytest.approx(true["wide_slowdown"], abs=0.3)
             assert found["wide_unit_slowdown"] >= 2.0  # the guess is 1, the truth 3; beyond it little changes
     found_memory = {point["num_ctas"]: point["gb_per_s"] for point in record["memory"]}
@@ -97,6 +103,8 @@ def test_times_of_the_model_give_its_numbers(record: dict[str, Any]) -> None:
         "short_b24_prompt256",
         "fi_hybrid_llama70b_p1",
         "fi_hybrid_qwenmoe_d64_p1",
+        "hybrid_qwen7b_p16_fp8",
+        "hybrid_qwen7b_p16_fp8q",
     ],
 )
 def test_the_record_plans_and_predicts_as_the_truth(record: dict[str, Any], name: str) -> None:

@@ -256,6 +256,69 @@ def test_factors_of_an_fp8_cache(scale: torch.Tensor) -> None:
         assert torch.equal(compiled(arguments["q"], kv_cache, scale * factor), expected)
 
 
+FP8 = torch.float8_e4m3fn
+
+
+def fp8_query_arguments() -> tuple[torch.Tensor, torch.Tensor]:
+    arguments = random_run_arguments()
+    return arguments["q"].to(FP8), arguments["kv_cache"].to(FP8)
+
+
+@pytest.mark.parametrize("scale", [None, 0.5, torch.tensor(0.5), torch.tensor([0.5, 2.0])])
+def test_fp8_queries(scale: float | torch.Tensor | None) -> None:
+    """Their output is of the type of the last plan, and their factors are read by the graph's run."""
+    attention = small_attention()
+    q, kv_cache = fp8_query_arguments()
+
+    def run(q: torch.Tensor, scale: float | torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return attention.run(q, kv_cache, q_scale=scale)
+
+    compiled = graph_of(run)
+    for out_dtype in (None, torch.float16, torch.bfloat16):
+        attention.plan(
+            **plan_arguments(), causal=True, q_data_type=FP8, kv_data_type=FP8, o_data_type=out_dtype
+        )
+        expected = run(q, scale)
+        assert expected[0].dtype == (out_dtype or torch.bfloat16)
+        assert all(map(torch.equal, compiled(q, scale), expected))
+    if isinstance(scale, torch.Tensor):
+        doubled = run(q, scale * 2)
+        assert not torch.equal(doubled[0], expected[0])
+        assert all(map(torch.equal, compiled(q, scale * 2), doubled))
+
+
+def test_operator_of_fp8_queries() -> None:
+    """Without the check of its schema, which multiplies its arguments."""
+    attention = small_attention()
+    attention.plan(**plan_arguments(), q_data_type=FP8, kv_data_type=FP8)
+    q, kv_cache = fp8_query_arguments()
+    for number, tensor in ((0.5, None), (None, torch.tensor([0.5, 2.0]))):
+        out, lse = torch.full(q.shape, torch.nan, dtype=torch.bfloat16), torch.empty(q.shape[:2])
+        arguments = (
+            *(attention._handle, q, [kv_cache], out, lse, *[None] * 6),
+            *(number, tensor, False, 0, None, False),
+        )
+        torch.library.opcheck(torch.ops.onewave.run.default, arguments, test_utils="test_faketensor")
+        torch.ops.onewave.run(*arguments)
+        expected, _ = attention.run(q, kv_cache, q_scale=number if tensor is None else tensor)
+        assert torch.equal(out, expected)
+
+
+def test_objects_of_fp8_queries_share_a_graph() -> None:
+    q, kv_cache = fp8_query_arguments()
+    objects = [small_attention() for _ in range(4)]
+    for i, attention in enumerate(objects):
+        attention.plan(**plan_arguments(), q_data_type=FP8, kv_data_type=FP8, sm_scale=0.1 * (i + 1))
+
+    def run(attention: onewave.BatchAttention) -> torch.Tensor:
+        return attention.run(q, kv_cache)[0]
+
+    compiled = graph_of(run)
+    for i, attention in enumerate(objects):
+        with torch._dynamo.config.patch(error_on_recompile=i > 1):
+            assert torch.equal(compiled(attention), run(attention))
+
+
 def test_objects_share_a_graph() -> None:
     """Layers of two kinds, or one object for each step in flight: the second object compiles once more, no other."""
     arguments = random_run_arguments()
@@ -274,7 +337,7 @@ def test_objects_share_a_graph() -> None:
 
 def call_operator(attention: int, arguments: dict[str, Any]) -> None:
     kv_cache = [arguments["kv_cache"]]
-    no_scales = [None] * 6
+    no_scales = [None] * 8
     torch.ops.onewave.run(
         attention,
         arguments["q"],
@@ -385,6 +448,7 @@ def test_operator_is_what_its_schema_says(changes: str, device: str) -> None:
             arguments["out"],
             None if changes == "no lse" else arguments["lse"],
             *((None, scale) * 3 if changes == "tensors" else (0.5, None) * 3),
+            *(None, None),
             False,
             0,
             torch.zeros(arguments["q"].shape[1], device=device) if changes == "tensors" else None,

@@ -1,16 +1,18 @@
-"""A cache of fp8 beside wider queries, on the CPU: against float64 on the dequantised keys and values, for every form of
-scales; every e4m3 number; what is refused."""
+"""A cache of fp8 beside queries of any type, on the CPU: against float64 on the dequantised queries, keys and values, for
+every form of scales; every e4m3 number; what is refused."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import onewave
 import pytest
 import torch
 from dense_batch import DenseBatch, Heads, Lens, Masks, ScaleForm, as_scale_argument
-from gpu_checks import make_attention, plan
+from gpu_checks import check_lse, check_out, make_attention, plan
 from onewave import _core
+from onewave._tensors import make_shape
 from test_errors import ERRORS, plan_arguments, run_arguments, small_attention
 from test_executor import DTYPES, NUM_CTAS, check_outputs, num_split_tiles, run_planned
 
@@ -34,8 +36,10 @@ FORMS = [
 ]
 
 
-def fp8_batch(lens: list[Lens], heads: Heads, dtype: torch.dtype, seed: int) -> DenseBatch:
-    return DenseBatch(lens, heads, dtype, seed, "cpu", kv_dtype=FP8)
+def fp8_batch(
+    lens: list[Lens], heads: Heads, dtype: torch.dtype, seed: int, out_dtype: torch.dtype | None = None
+) -> DenseBatch:
+    return DenseBatch(lens, heads, dtype, seed, "cpu", FP8, out_dtype)
 
 
 def run_and_check(
@@ -44,12 +48,15 @@ def run_and_check(
     layout: str,
     forms: tuple[str | int | None, str | int | None],
     masks: bool | Masks = True,
+    q_form: ScaleForm = None,
 ) -> int:
-    """The number of splits that were merged."""
+    """`forms`: of k's scales and v's. The number of splits that were merged."""
     kv_layout = "HND" if layout == "HND" else "NHD"
     attention = make_attention(batch, kv_layout, NUM_CTAS)
     paged = batch.paged(page_size, layout)
-    k_scale, v_scale = (batch.draw_scale(form, paged, page_size, kv_layout) for form in forms)
+    k_scale, v_scale, q_scale = (
+        batch.draw_scale(form, paged, page_size, kv_layout) for form in (*forms, q_form)
+    )
     if isinstance(masks, bool):
         masks = Masks(masks)
     plan(
@@ -67,9 +74,10 @@ def run_and_check(
         paged,
         k_scale=as_scale_argument(forms[0], k_scale),
         v_scale=as_scale_argument(forms[1], v_scale),
+        q_scale=as_scale_argument(q_form, q_scale),
         sinks=masks.sinks,
     )
-    check_outputs(outputs, batch.dequantised(k_scale, v_scale), masks)
+    check_outputs(outputs, batch.dequantised(k_scale, v_scale, q_scale), masks)
     return num_split_tiles(attention)
 
 
@@ -96,12 +104,31 @@ def test_kinds_of_batches(heads: Heads, dtype: torch.dtype, kind: str, seed: int
     run_and_check(batch, 16, "strided", (4, "head"), True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("heads", [Heads(3, 2, 64), Heads(2, 8, 96), Heads(1, 4, 192, 128)])
+def test_fp8_queries(heads: Heads, out_dtype: torch.dtype, kind: str, seed: int) -> None:
+    batch = fp8_batch(KINDS[kind], heads, FP8, seed, out_dtype)
+    run_and_check(batch, 16, "pair", (None, None), False)
+    run_and_check(batch, 16, "strided", (4, "head"), True, "head")
+
+
+@pytest.mark.parametrize("q_form", [None, "float", "tensor", "head"])
+@pytest.mark.parametrize("k_form", [None, "float", "tensor", "head", 4])
+def test_forms_of_scales_of_fp8_queries(k_form: ScaleForm, q_form: ScaleForm, seed: int) -> None:
+    """Before the soft cap, with windows and sinks, which no scale multiplies."""
+    batch = fp8_batch(MIXED, Heads(2, 4, 64), FP8, seed, torch.float32)
+    batch.scale_queries(4)
+    sinks = torch.randn(8, generator=batch.generator)
+    assert run_and_check(batch, 16, "NHD", (k_form, None), Masks(True, 5500, 3.0, sinks), q_form) > 0
+
+
 @pytest.mark.parametrize("page_size", [1, 5, 16])
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 def test_scales_are_before_the_soft_cap(layout: str, page_size: int, seed: int) -> None:
     """With windows and sinks, which no scale multiplies."""
     batch = fp8_batch(MIXED, Heads(2, 4, 64), torch.float32, seed)
-    batch.q *= 4
+    batch.scale_queries(4)
     sinks = torch.randn(8, generator=batch.generator)
     run_and_check(batch, page_size, layout, (page_size, 1), Masks(True, 200, 3.0, sinks))
     assert run_and_check(batch, page_size, layout, (1, page_size), Masks(True, 5500, 3.0, sinks)) > 0
@@ -224,7 +251,9 @@ def test_factors_of_rows_come_beside_the_scale_of_scores(planned: onewave.BatchA
             "fp8",
             "is 'fp8'; it must equal q_data_type, torch.bfloat16, or be torch.float8_e4m3fn",
         ),
-        ("q_data_type", FP8, "is torch.float8_e4m3fn; it must be one of torch.float32, torch.float16"),
+        ("q_data_type", torch.float8_e5m2, "is torch.float8_e5m2; it must be one of .*torch.float8_e4m3fn$"),
+        ("o_data_type", torch.float16, "is torch.float16; it must equal q_data_type, torch.bfloat16"),
+        ("o_data_type", FP8, "is torch.float8_e4m3fn; it must equal q_data_type, torch.bfloat16"),
     ],
 )
 def test_plan_refuses(name: str, value: Any, message: str) -> None:
@@ -333,6 +362,207 @@ def test_one_element_is_one_factor(num_kv_heads: int) -> None:
         assert_same(result, results[0])
 
 
+def fp8_query_arguments() -> dict[str, Any]:
+    return fp8_plan_arguments() | {"q_data_type": FP8}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "kv_data_type",
+            torch.bfloat16,
+            "is torch.bfloat16; it must be torch.float8_e4m3fn where q_data_type is",
+        ),
+        (
+            "o_data_type",
+            FP8,
+            "is torch.float8_e4m3fn; it must be one of torch.float32, torch.float16, torch.bf",
+        ),
+        ("o_data_type", "bf16", "is 'bf16'; it must be one of torch.float32"),
+    ],
+)
+def test_plan_of_fp8_queries_refuses(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        small_attention().plan(**(fp8_query_arguments() | {name: value}))
+
+
+def test_fp8_queries_on_a_gpu_have_an_output_of_16_bits() -> None:
+    shape = (4, 2, 64, 64, 16)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert make_shape(gpu, *shape, FP8, FP8, None).out_dtype == torch.bfloat16
+    assert make_shape(gpu, *shape, FP8, FP8, torch.float16).out_dtype == torch.float16
+    assert make_shape(cpu, *shape, FP8, FP8, torch.float32).out_dtype == torch.float32
+    with pytest.raises(
+        ValueError, match="o_data_type is torch.float32; it must be torch.bfloat16 or torch.fl"
+    ):
+        make_shape(gpu, *shape, FP8, FP8, torch.float32)
+    with pytest.raises(ValueError, match="q_data_type is torch.float32; .* or torch.float8_e4m3fn on a GPU"):
+        make_shape(gpu, *shape, torch.float32, torch.float32, None)
+
+
+@pytest.fixture
+def planned_fp8() -> onewave.BatchAttention:
+    attention = small_attention()
+    attention.plan(**fp8_query_arguments(), causal=True)
+    return attention
+
+
+def fp8_query_run_arguments() -> dict[str, Any]:
+    arguments = fp8_run_arguments()
+    return arguments | {"q": arguments["q"].to(FP8)}
+
+
+@pytest.mark.parametrize("out_dtype", [None, *DTYPES])
+def test_an_output_that_is_not_given(out_dtype: torch.dtype | None) -> None:
+    attention = small_attention()
+    attention.plan(**fp8_query_arguments(), o_data_type=out_dtype)
+    arguments = fp8_query_run_arguments()
+    out, _ = attention.run(arguments["q"], arguments["kv_cache"])
+    assert out.dtype == (out_dtype or torch.bfloat16) and not bool(out.isnan().any())
+    given = torch.full_like(out, math.nan)
+    attention.run(arguments["q"], arguments["kv_cache"], out=given)
+    assert torch.equal(given, out)
+
+
+def test_scales_of_fp8_queries(planned_fp8: onewave.BatchAttention) -> None:
+    """One factor in each of its forms, heads by any stride, and none for the next run."""
+    arguments = fp8_query_run_arguments()
+
+    def run(**scales: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = planned_fp8.run(**arguments, **scales)
+        return out.clone(), lse.clone()
+
+    without = run()
+    halved = run(k_scale=0.5)
+    assert not torch.equal(halved[1], without[1])
+    for scale in (
+        0.5,
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+        torch.tensor([[0.5]]),
+        torch.tensor([0.5] * 2),
+    ):
+        assert_same(run(q_scale=scale), halved)
+    assert_same(run(q_scale=0.25, k_scale=2.0), halved)
+    assert_same(run(q_scale=0.25, k_scale=torch.tensor([2.0, 2.0])), halved)
+    heads = torch.tensor([0.5, math.nan, math.nan, 2.0])
+    assert_same(run(q_scale=heads[::3]), run(k_scale=torch.tensor([0.5, 2.0])))
+    assert_same(run(), without)
+
+
+# What is changed in run(), from the right argument, and the rest of the message.
+BAD_FP8_QUERY_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "queries of 16 bits": (
+        "q",
+        lambda q: q.bfloat16(),
+        "has dtype torch.bfloat16; it must be torch.float8_e4m3fn",
+    ),
+    "queries of 8 bytes more": (
+        "q",
+        lambda q: torch.nn.functional.pad(q, (0, 8))[..., :64],
+        "multiples of 16 bytes",
+    ),
+    "out of q's type": (
+        "out",
+        lambda out: out.to(FP8),
+        "has dtype torch.float8_e4m3fn; it must be torch.bfloat16",
+    ),
+    "out of another type": (
+        "out",
+        lambda out: out.half(),
+        "has dtype torch.float16; it must be torch.bfloat16",
+    ),
+    "too many heads": (
+        "q_scale",
+        lambda _: torch.ones(4),
+        r"has shape \(4,\); it must be \[2\]: num_kv_heads",
+    ),
+    "groups of tokens": (
+        "q_scale",
+        lambda _: ONES,
+        r"has shape \(6, 4, 2\); it must have one element, or be \[2\]: num_kv_heads$",
+    ),
+    "float64": (
+        "q_scale",
+        lambda _: torch.ones(2).double(),
+        "has dtype torch.float64; it must be torch.float32",
+    ),
+    "elsewhere": ("q_scale", lambda _: torch.ones(2, device="meta"), "is on device meta; it must be on cpu"),
+    "nothing": ("q_scale", lambda _: 0.0, "is 0.0; it must be positive and finite in float32"),
+    "text": ("q_scale", lambda _: "1", "is '1'; it must be a float or a float32 tensor of one element"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_FP8_QUERY_RUNS)
+def test_run_of_fp8_queries_refuses(mistake: str, planned_fp8: onewave.BatchAttention) -> None:
+    name, change, message = BAD_FP8_QUERY_RUNS[mistake]
+    arguments = fp8_query_run_arguments()
+    with pytest.raises(ERRORS, match=name) as error:
+        planned_fp8.run(**(arguments | {name: change(arguments.get(name))}))
+    error.match(message)
+    assert bool(arguments["out"].isnan().all() and arguments["lse"].isnan().all()), "something was written"
+
+
+def test_a_product_of_factors_beyond_float32(planned_fp8: onewave.BatchAttention) -> None:
+    with pytest.raises(ValueError, match=r"k_scale \* q_scale is 1e[+]40; it must be positive and finite"):
+        planned_fp8.run(**fp8_query_run_arguments(), k_scale=1e20, q_scale=1e20)
+
+
+@pytest.mark.parametrize("scale", [1.0, torch.ones(2)])
+def test_queries_of_16_bits_have_no_factor(
+    scale: float | torch.Tensor, planned: onewave.BatchAttention
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match="q_scale is .*; it must be None where q_data_type is torch.bfloat16: only queries of torch.float8",
+    ):
+        run_small(planned, q_scale=scale)
+
+
+def test_a_graph_keeps_the_type_of_its_output(
+    planned_fp8: onewave.BatchAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as capturing:
+        capturing.setattr(planned_fp8, "_is_capturing", lambda: True)
+        planned_fp8.run(**fp8_query_run_arguments())
+    with pytest.raises(
+        RuntimeError, match="^out_dtype is torch.float16 and was torch.bfloat16; it must stay"
+    ):
+        planned_fp8.plan(**fp8_query_arguments(), o_data_type=torch.float16)
+    planned_fp8.plan(**fp8_query_arguments())
+
+
+def rounded_as_a_kernel(batch: DenseBatch, wrong_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one request and kv head that sees all: its weights in e4m3, 2^6 times as large so that those down to 2^-12 have
+    all bits. The first key's are multiplied by `wrong_weight`."""
+    q, k, v = batch.q[:, 0].float(), batch.k[0][0, :, 0].float(), batch.v[0][0, :, 0].float()
+    scores = q @ k.T / math.sqrt(batch.heads.head_dim)
+    peak = scores.amax(-1, keepdim=True)
+    weights = (scores - peak).exp()
+    total = weights.sum(-1, keepdim=True)
+    weights[:, 0] *= wrong_weight
+    out = (weights * 64).to(FP8).float() / 64 @ v / total
+    return out[:, None].to(batch.out_dtype), (peak + total.log()) / math.log(2)
+
+
+@pytest.mark.parametrize("kv_len", [1, 3, 40, 700])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16])
+def test_bounds_of_the_gpu_tests(out_dtype: torch.dtype, kv_len: int, seed: int) -> None:
+    """They take what rounds as the kernel may, and no more."""
+    batch = fp8_batch([Lens(kv_len, 200)], Heads(1, 1, 128), FP8, seed, out_dtype)
+    expected = batch.dequantised().expected(False)
+    out, lse = rounded_as_a_kernel(batch, 1.0)
+    check_out(out, expected)
+    check_lse(lse, expected.lse, expected.lse_bound)
+    with pytest.raises(AssertionError, match="lse: worst at"):
+        check_lse(lse + 0.02, expected.lse, expected.lse_bound)
+    with pytest.raises(AssertionError, match="out: worst at"):
+        check_out(rounded_as_a_kernel(batch, 4.0)[0], expected)
+    with pytest.raises(AssertionError, match="out: relative error"):
+        check_out(out * 1.05, replace(expected, out_bound=torch.ones_like(expected.out)))
+
+
 def test_workspace_of_an_fp8_cache() -> None:
     limits = {"max_batch_size": 4, "max_total_qo_len": 64, "max_kv_len": 512}
     heads = {"num_qo_heads": 4, "num_kv_heads": 2, "head_dim": 64, "page_size": 16}
@@ -348,8 +578,12 @@ def test_workspace_of_an_fp8_cache() -> None:
         ValueError, match="kv_dtype is torch.float16; it must equal dtype, torch.bfloat16, or be"
     ):
         onewave.workspace_size(**sizes, kv_dtype=torch.float16)
-    with pytest.raises(ValueError, match="dtype is torch.float8_e4m3fn; it must be one of"):
-        onewave.workspace_size(**sizes, dtype=FP8)
+    assert onewave.workspace_size(**sizes, dtype=FP8) == num_bytes
+    assert onewave.workspace_size(**sizes, dtype=FP8, kv_dtype=FP8) == num_bytes
+    with pytest.raises(
+        ValueError, match="kv_dtype is torch.bfloat16; it must be torch.float8_e4m3fn where dtype"
+    ):
+        onewave.workspace_size(**sizes, dtype=FP8, kv_dtype=torch.bfloat16)
 
 
 def test_a_graph_keeps_the_type_of_its_cache(
@@ -390,10 +624,22 @@ def test_a_graph_with_factors_of_groups_sees_masks(
 def test_executor_refuses(planned: onewave.BatchAttention) -> None:
     """Types that are not to be."""
     bfloat16, float16, e4m3 = _core.DType.BFLOAT16, _core.DType.FLOAT16, _core.DType.FLOAT8_E4M3
-    for dtype, kv_dtype, message in (
-        (bfloat16, float16, "kv_dtype is another than that of q"),
-        (e4m3, None, "dtype of q and out is float8_e4m3fn; it must be of 16 or 32 bits"),
+    for dtype, kv_dtype, out_dtype, message in (
+        (
+            bfloat16,
+            float16,
+            None,
+            "kv_dtype is float16; it must be float8_e4m3fn, or that of q, bfloat16",
+        ),
+        (e4m3, bfloat16, None, "kv_dtype is bfloat16; it must be float8_e4m3fn"),
+        (bfloat16, None, float16, "out_dtype is float16; it must be that of q, bfloat16"),
+        (
+            e4m3,
+            e4m3,
+            e4m3,
+            "out_dtype is float8_e4m3fn; it must be bfloat16, float16 or float32 where q is float8",
+        ),
     ):
-        args = _core.RunArgs(dtype, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0, kv_dtype)
+        args = _core.RunArgs(dtype, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0, kv_dtype, out_dtype)
         with pytest.raises(ValueError, match=message):
             _core.execute_plan(planned.plan_bytes(), args, 1)

@@ -273,7 +273,7 @@ def test_costs_of_a_hostile_calibration(data: st.DataObject) -> None:
     """They are refused, or decide who does what and nothing else."""
     rates = [data.draw(RATES) for _ in range(13)]
     points = data.draw(st.lists(seldom(st.integers(1, 1024), INT32), unique=True, max_size=2))
-    kernel = _core.KernelRates(128, _core.Loader.TMA, *rates[:5], rates[5:8])
+    kernel = _core.KernelRates(128, _core.Loader.TMA, 2, 2, *rates[:5], rates[5:8])
     memory = [
         _core.MemoryRate(num_ctas, rate) for num_ctas, rate in zip(sorted(points), rates[8:10], strict=False)
     ]

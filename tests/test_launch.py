@@ -201,19 +201,13 @@ def check_run_is_one_launch(path: Path) -> None:
     params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
     q_stride, cache_stride = NUM_QO_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM
     pages = (2 * PAGE_SIZE * cache_stride // 8, cache_stride // 8, HEAD_DIM // 8)  # in 16 bytes
-    assert params[:6] == (
-        step.workspace,
-        NUM_PAGES,
-        64,
-        4,
-        4,
-        1,
-    )  # boxes of 16 tokens; both kv heads together
-    assert params[6:13] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
-    assert params[13] == step.workspace + step.layout.partial_out_offset
-    assert params[14] == step.workspace + step.layout.partial_lse_offset
-    assert params[15:23] == (0, 0, 0x6000, 0.0, 2.0, 3.0, 1.0, 0)
-    assert params[23:31] == (0x2000, *pages, 0x3000, *pages)
+    # Boxes of 16 tokens; both kv heads together; bf16.
+    assert params[:7] == (step.workspace, NUM_PAGES, 64, 4, 4, 1, 1)
+    assert params[7:14] == (0x1000, 0x4000, q_stride, HEAD_DIM, q_stride, HEAD_DIM, 0x5000)
+    assert params[14] == step.workspace + step.layout.partial_out_offset
+    assert params[15] == step.workspace + step.layout.partial_lse_offset
+    assert params[16:24] == (0, 0, 0x6000, 0.0, 2.0, 3.0, 1.0, 0)
+    assert params[24:33] == (0x2000, *pages, 0x3000, *pages, 0)
 
 
 def check_a_scale_in_place_of_the_plans(path: Path) -> None:
@@ -222,8 +216,8 @@ def check_a_scale_in_place_of_the_plans(path: Path) -> None:
     step.plan()
     step.run(sm_scale=0.5, sm_scale_ptr=0x7000)
     params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
-    assert params[15] == 0x7000
-    assert params[18] == pytest.approx(0.5 * math.log2(math.e))
+    assert params[16] == 0x7000
+    assert params[19] == pytest.approx(0.5 * math.log2(math.e))
     for scale in (-1.0, math.inf, math.nan):
         step.refuses("sm_scale is .*; it must be positive and finite, or 0 for the plan's", sm_scale=scale)
 
@@ -292,7 +286,7 @@ def check_cache_of_fp8(path: Path) -> None:
     launched = (ctypes.c_char * 896).in_dll(fake.library, "launch_params")
     assert 1 << PARAMS.unpack_from(launched)[3] == 32  # tokens of a box: a warp's rows
     inverse = -(-(1 << 31) // 32)
-    assert SCALE_STRIDES.unpack_from(launched, SCALE_STRIDES_OFFSET) == (2, 1, 1, inverse, 0, 0, 1, 0)
+    assert SCALE_STRIDES.unpack_from(launched, SCALE_STRIDES_OFFSET) == (2, 1, 1, inverse, 0, 0, 1, 0, 0)
     request = MapRequest.in_dll(fake.library, "map_request")
     row_bytes = NUM_KV_HEADS * HEAD_DIM
     assert (request.data_type, request.rank) == (BYTES_MAP, 5)
@@ -330,6 +324,110 @@ def check_scales_that_are_refused(path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             step.attention.run(args, 0)
     assert fake.get("num_launches") == 0
+
+
+def check_queries_of_fp8(path: Path) -> None:
+    """The type of their output, and their factors by kv head."""
+    fake = FakeDriver(path)
+    fp8 = _core.DType.FLOAT8_E4M3
+    for out_dtype, is_bf16 in ((None, 1), (_core.DType.BFLOAT16, 1), (_core.DType.FLOAT16, 0)):
+        step = Step(dtype=fp8, out_dtype=out_dtype)
+        step.plan()
+        args = step.run_args(dtype=fp8, out_dtype=step.shape.out_dtype)
+        args.set_scales(0.0, 1.0, 1.0, 0, 0, 0, q_scale_ptr=0x9000, q_scale_head_stride=3)
+        step.attention.run(args, 0)
+        launched = (ctypes.c_char * 896).in_dll(fake.library, "launch_params")
+        params = PARAMS.unpack_from(launched)
+        assert (params[6], params[32]) == (is_bf16, 0x9000)
+        assert SCALE_STRIDES.unpack_from(launched, SCALE_STRIDES_OFFSET)[-1] == 3
+        step.run(dtype=fp8, out_dtype=step.shape.out_dtype)
+        assert PARAMS.unpack_from(launched)[32] == 0
+    step = Step(kv_dtype=_core.DType.BFLOAT16)
+    step.plan()
+    step.run()
+    assert PARAMS.unpack_from(launched)[6] == 1
+
+
+def check_queries_of_fp8_that_are_refused(path: Path) -> None:
+    fake = FakeDriver(path)
+    fp8, float16, float32 = _core.DType.FLOAT8_E4M3, _core.DType.FLOAT16, _core.DType.FLOAT32
+    for options, message in (
+        (
+            {"out_dtype": float32},
+            "out_dtype is float32; it must be bfloat16 or float16 where q is float8_e4m3fn",
+        ),
+        ({"out_dtype": fp8}, "out_dtype is float8_e4m3fn; it must be bfloat16 or float16 where"),
+        (
+            {"kv_dtype": _core.DType.BFLOAT16},
+            "no kernel for float8_e4m3fn with kv bfloat16 head_dim 128 tma; the nearest is bfloat16 head_dim 128 tma",
+        ),
+        (
+            {"head_dim": 160},
+            "for float8_e4m3fn head_dim 160 tma; the nearest is float8_e4m3fn head_dim 128 tma",
+        ),
+        (
+            {"dtype": float16, "out_dtype": _core.DType.BFLOAT16},
+            "out_dtype is bfloat16; it must be that of q, float16",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Step(**({"dtype": fp8} | options))
+    wide = Step()
+    wide.plan()
+    wide.refuses("dtype of q is float8_e4m3fn; the plan was made for bfloat16", dtype=fp8)
+    step = Step(dtype=fp8)
+    step.plan()
+    step.refuses("dtype of q is bfloat16; the plan was made for float8_e4m3fn")
+    step.refuses(
+        "kv_dtype is bfloat16; the plan was made for float8", dtype=fp8, kv_dtype=_core.DType.BFLOAT16
+    )
+    step.refuses("out_dtype is float16; the plan was made for bfloat16", dtype=fp8, out_dtype=float16)
+    # In elements of their own sizes: 16 bytes of each.
+    step.refuses("q head stride is 136 elements; it must be a multiple of 16 b", dtype=fp8, q_head_stride=136)
+    step.refuses("out head stride is 132 elements; it must be a mult", dtype=fp8, out_head_stride=132)
+    assert fake.get("num_launches") == 0
+    step.run(dtype=fp8, q_head_stride=144, out_head_stride=136)
+    for a_step, dtype, scales, message in (
+        (
+            step,
+            fp8,
+            {"k_scale_ptr": 0x7000, "k_scale_page_stride": 2},
+            "k_scales are of groups of tokens; q must be of 16 bits",
+        ),
+        (
+            step,
+            fp8,
+            {"v_scale_ptr": 0x7000, "v_scale_group_stride": 2},
+            "v_scales are of groups .*not float8_e4m3fn",
+        ),
+        (
+            step,
+            fp8,
+            {"q_scale_ptr": 0x7000, "q_scale_head_stride": -1},
+            "q_scale_head_stride is -1; it must not be neg",
+        ),
+        (
+            step,
+            fp8,
+            {"q_scale_ptr": 0x7000, "q_scale_head_stride": 1 << 31},
+            "is 2147483648; .* must be an int32",
+        ),
+        (
+            wide,
+            _core.DType.BFLOAT16,
+            {"q_scale_ptr": 0x7000},
+            "q_scales are given; they must be null where q is bfloat16",
+        ),
+    ):
+        args = a_step.run_args(dtype=dtype)
+        none = {"k_scale_ptr": 0, "v_scale_ptr": 0}
+        args.set_scales(sm_scale=0.0, k_scale=1.0, v_scale=1.0, sm_scale_ptr=0, **(none | scales))
+        with pytest.raises(ValueError, match=message):
+            a_step.attention.run(args, 0)
+    args = step.run_args(dtype=fp8)
+    args.set_scales(0.0, 1.0, 1.0, 0, 0x7000, 0x8000, k_scale_head_stride=1, v_scale_head_stride=2)
+    step.attention.run(args, 0)
+    assert fake.get("num_launches") == 2
 
 
 def check_gathered_pages_need_no_map(path: Path) -> None:
@@ -402,6 +500,8 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_tensor_maps,
         check_cache_of_fp8,
         check_scales_that_are_refused,
+        check_queries_of_fp8,
+        check_queries_of_fp8_that_are_refused,
         check_gathered_pages_need_no_map,
         check_bad_construction,
         check_kernel_of_another_build,

@@ -17,8 +17,14 @@ pytestmark = pytest.mark.usefixtures("float32_means_float32")
 
 # Cases of one test, so that a failure names few.
 CASES_EACH = 128
-# Of q and k, of v and out, and whether a cache is of fp8.
-ROWS = sorted({(row.head_dim_qk, row.head_dim_vo, row.kv_dtype != row.dtype) for row in _core.list_kernels()})
+FP8, CORE_FP8 = torch.float8_e4m3fn, _core.DType.FLOAT8_E4M3
+# Of q and k, of v and out, and whether a cache is of fp8, and queries.
+ROWS = sorted(
+    {
+        (row.head_dim_qk, row.head_dim_vo, row.kv_dtype == CORE_FP8, row.dtype == CORE_FP8)
+        for row in _core.list_kernels()
+    }
+)
 # Of the head_dims whose kernels take scales of groups of tokens.
 MAX_SCALED_HEAD_DIM = 128
 
@@ -33,7 +39,8 @@ class Case:
     heads: Heads
     dtype: torch.dtype
     kv_dtype: torch.dtype
-    scales: tuple[ScaleForm, ScaleForm]
+    out_dtype: torch.dtype
+    scales: tuple[ScaleForm, ScaleForm, ScaleForm]  # of k, v and q
     page_size: int
     layout: str
     causal: str  # yes, no, or by request
@@ -56,10 +63,12 @@ class Case:
         return Masks(causal, -1, self.soft_cap, sinks, custom)
 
     def run(self, device: str) -> None:
-        batch = DenseBatch(self.lens, self.heads, self.dtype, self.seed, device, self.kv_dtype)
+        batch = DenseBatch(
+            self.lens, self.heads, self.dtype, self.seed, device, self.kv_dtype, self.out_dtype
+        )
         batch.share(self.prefix_groups)
         # Scores of the size at which a cap does something.
-        batch.q *= max(self.soft_cap, 1)
+        batch.scale_queries(max(self.soft_cap, 1))
         paged = batch.paged(self.page_size, self.layout)
         kv_layout = "HND" if self.layout == "HND" else "NHD"
         draw = random.Random(self.seed)
@@ -78,7 +87,7 @@ class Case:
         )
         outputs = Outputs(batch)
         scales = [batch.draw_scale(form, paged, self.page_size, kv_layout) for form in self.scales]
-        k_scale, v_scale = (
+        k_scale, v_scale, q_scale = (
             as_scale_argument(form, scale, device) for form, scale in zip(self.scales, scales, strict=True)
         )
         dequantised = batch.dequantised(*scales)
@@ -99,7 +108,16 @@ class Case:
         )
         sinks = None if masks.sinks is None else masks.sinks.to(device)
         for i, window_left in enumerate(self.windows):
-            run_twice(attention, outputs, paged, window=i, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
+            run_twice(
+                attention,
+                outputs,
+                paged,
+                window=i,
+                sinks=sinks,
+                k_scale=k_scale,
+                v_scale=v_scale,
+                q_scale=q_scale,
+            )
             outputs.check(dequantised.expected(replace(masks, window_left=window_left)))
 
 
@@ -153,21 +171,24 @@ def draw_custom_mask(group: Lens, kind: str, draw: random.Random, generator: tor
     return mask
 
 
+SCALE_FORMS: list[ScaleForm] = [None, "float", "tensor", "head"]
+
+
 def draw_scales(draw: random.Random, page_size: int) -> tuple[ScaleForm, ScaleForm]:
     """Of k and v; of groups of tokens if there is a page_size."""
-    forms: list[ScaleForm] = [None, "float", "tensor", "head"]
     divisors = [groups for groups in range(1, page_size + 1) if page_size % groups == 0]
     return tuple(
-        draw.choice(divisors) if divisors and draw.random() < 0.4 else draw.choice(forms) for _ in range(2)
+        draw.choice(divisors) if divisors and draw.random() < 0.4 else draw.choice(SCALE_FORMS)
+        for _ in range(2)
     )  # type: ignore[return-value]
 
 
 def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
-    head_dim, head_dim_vo, is_fp8 = draw.choice(ROWS)
-    dtype, page_size = draw.choice([torch.bfloat16, torch.float16]), draw.choice([1, 3, 8, 16, 64, 256])
-    scales = (
-        draw_scales(draw, page_size if head_dim_vo <= MAX_SCALED_HEAD_DIM else 0) if is_fp8 else (None, None)
-    )
+    head_dim, head_dim_vo, is_fp8, has_fp8_queries = draw.choice(ROWS)
+    out_dtype, page_size = draw.choice([torch.bfloat16, torch.float16]), draw.choice([1, 3, 8, 16, 64, 256])
+    dtype = FP8 if has_fp8_queries else out_dtype
+    has_group_scales = not has_fp8_queries and head_dim_vo <= MAX_SCALED_HEAD_DIM
+    scales = draw_scales(draw, page_size if has_group_scales else 0) if is_fp8 else (None, None)
     lens = draw_lens(draw, max_kv_len)
     split_policy = draw.choice(["balanced", "balanced", "fixed"])
     custom_mask = draw.choice(["none", "none", "none", "random", "tree"])
@@ -183,8 +204,9 @@ def draw_case(draw: random.Random, max_kv_len: int, max_num_ctas: int) -> Case:
         lens=lens,
         heads=Heads(num_kv_heads, group_size, head_dim, head_dim_vo),
         dtype=dtype,
-        kv_dtype=torch.float8_e4m3fn if is_fp8 else dtype,
-        scales=scales,
+        kv_dtype=FP8 if is_fp8 else dtype,
+        out_dtype=out_dtype,
+        scales=(*scales, draw.choice(SCALE_FORMS) if has_fp8_queries else None),
         page_size=page_size,
         layout=draw.choice(layouts),
         causal=draw.choice(["yes", "yes", "yes", "no", "by request"]),

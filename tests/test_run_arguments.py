@@ -161,7 +161,7 @@ HOSTILE = st.fixed_dictionaries(
 def check_hostile_arguments(path: Path) -> None:
     """An error that names the argument, or a launch that gets what was asked for, whole."""
     fake = FakeDriver(path)
-    steps = [Step(page_size) for page_size in (PAGE_SIZE, 12)]
+    steps = [Step(PAGE_SIZE), Step(page_size=12), Step(dtype=_core.DType.FLOAT8_E4M3)]
     for step in steps:
         step.plan()
 
@@ -170,18 +170,18 @@ def check_hostile_arguments(path: Path) -> None:
     def check(step: Step, changes: dict[str, int]) -> None:
         before = fake.get("num_launches")
         try:
-            step.run(**changes)
+            step.run(dtype=step.shape.dtype, **changes)
         except ValueError as error:
             assert re.match("(q|out|k|v|num_pages|num_rows|sm_scale|k_scale|v_scale) ", str(error))
             assert fake.get("num_launches") == before
             return
         assert fake.get("num_launches") == before + 1
         params = PARAMS.unpack_from((ctypes.c_char * 896).in_dll(fake.library, "launch_params"))
-        taken = {"num_pages": params[1], "q": params[6], "out": params[7]}
-        taken |= dict(zip(STRIDES[:4], params[8:12], strict=True))
+        taken = {"num_pages": params[1], "q": params[7], "out": params[8]}
+        taken |= dict(zip(STRIDES[:4], params[9:13], strict=True))
         if step is steps[1]:
-            taken |= {"k": params[23], "v": params[27]}
-            for name, chunks in zip(STRIDES[4:], (*params[24:27], *params[28:31]), strict=True):
+            taken |= {"k": params[24], "v": params[28]}
+            for name, chunks in zip(STRIDES[4:], (*params[25:28], *params[29:32]), strict=True):
                 taken[name] = 8 * chunks
         num_pages = changes.get("num_pages", NUM_PAGES)
         for name in taken.keys() & changes.keys():

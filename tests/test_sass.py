@@ -43,13 +43,18 @@ def positions(code: list[Instruction], is_one: Callable[[Instruction], bool]) ->
     return [i for i, instruction in enumerate(code) if is_one(instruction)]
 
 
+def is_product(instruction: Instruction) -> bool:
+    """Of 16-bit operands, or of e4m3."""
+    return instruction.is_a("HGMMA") or instruction.is_a("QGMMA")
+
+
 def is_out(instruction: Instruction) -> bool:
-    """O += P V, the product whose right operand is transposed."""
-    return instruction.is_a("HGMMA") and ".tnspB" in instruction.operands
+    """O += P V, the product whose left operand lies in registers."""
+    return is_product(instruction) and re.match(r"R\d+, R\d+, gdesc", instruction.operands) is not None
 
 
 def is_score(instruction: Instruction) -> bool:
-    return instruction.is_a("HGMMA") and not is_out(instruction)
+    return is_product(instruction) and not is_out(instruction)
 
 
 def head_dims(name: str) -> tuple[int, int]:
@@ -63,11 +68,30 @@ def stage_kv(name: str) -> int:
     return 128 if head_dims(name)[1] <= 128 else 64
 
 
+def has_fp8_queries(name: str) -> bool:
+    return name.startswith("fp8_")
+
+
+def product_k(name: str) -> int:
+    """Columns of a product of scores, and keys of one of O."""
+    return 32 if has_fp8_queries(name) else 16
+
+
+def num_parts(name: str) -> int:
+    """Of the columns of O, which are summed apart: head_dim / kSumCols of config.cuh."""
+    return {192: 2, 256: 4}.get(head_dims(name)[1], 1) if has_fp8_queries(name) else 1
+
+
+def num_outs(name: str) -> int:
+    """Products of a tile's O."""
+    return stage_kv(name) // product_k(name) * num_parts(name)
+
+
 def wide_step(kernel: Kernel) -> list[Instruction]:
     """The wide kind's loop: from O of a tile to O of the next. (In the order of addresses, with the edge tiles' mask.)"""
     name, code = kernel
     outs = positions(code, is_out)
-    return code[outs[-stage_kv(name) // 16 - 1] + 1 : outs[-1] + 1]
+    return code[outs[-num_outs(name) - 1] + 1 : outs[-1] + 1]
 
 
 def register_budgets(code: list[Instruction]) -> Figures:
@@ -137,28 +161,35 @@ def test_the_roles_fit_the_registers_of_a_cta(kernel: Kernel) -> None:
 
 def test_every_product_is_there_once(kernel: Kernel) -> None:
     name, code = kernel
-    assert len(positions(code, is_score)) == NUM_SCORES * head_dims(name)[0] // 16
-    assert len(positions(code, is_out)) == NUM_OUTS * stage_kv(name) // 16
+    assert len(positions(code, is_score)) == NUM_SCORES * head_dims(name)[0] // product_k(name)
+    assert len(positions(code, is_out)) == NUM_OUTS * num_outs(name)
 
 
 def test_no_product_is_serialised(kernel: Kernel) -> None:
     """Only the last product of a group can be waited for; where the compiler serialises, every one is."""
-    last_ones = [i for i in kernel[1] if i.is_a("HGMMA") and i.operands.endswith(", gsb0")]
-    assert [sum(map(is_one, last_ones)) for is_one in (is_score, is_out)] == [NUM_SCORES, NUM_OUTS]
+    name, code = kernel
+    last_ones = [i for i in code if is_product(i) and i.operands.endswith(", gsb0")]
+    expected = [NUM_SCORES, NUM_OUTS * num_parts(name)]
+    assert [sum(map(is_one, last_ones)) for is_one in (is_score, is_out)] == expected
 
 
 def test_exponentials_run_under_the_next_scores(kernel: Kernel) -> None:
     step = wide_step(kernel)
     first_score, first_out = positions(step, is_score)[0], positions(step, is_out)[0]
     exponentials = positions(step, lambda i: i.opcode == "MUFU.EX2")
-    assert sum(first_score < i < first_out for i in exponentials) >= stage_kv(kernel[0]) // 2 * 7 // 8
+    part = 2 / 3 if has_fp8_queries(kernel[0]) else 7 / 8  # of e4m3 there are half as many scores to issue
+    assert sum(first_score < i < first_out for i in exponentials) >= stage_kv(kernel[0]) // 2 * part
 
 
 def test_maxima_run_under_the_last_product(kernel: Kernel) -> None:
-    """The wait for O comes after them, and there is no other in the step than that and the one for the scores."""
+    """The wait for O comes after them, and there is no other in the step than that and the one for the scores. (Of e4m3
+    each part of O is waited for at once.)"""
     step = wide_step(kernel)
     waits = positions(step, lambda i: i.opcode.startswith("WARPGROUP.DEPBAR"))
     maxima = positions(step, lambda i: i.is_a("FMNMX"))
+    if has_fp8_queries(kernel[0]):
+        assert len(waits) == num_parts(kernel[0])
+        return
     assert len(waits) == 2
     assert sum(waits[0] < i < waits[1] for i in maxima) >= stage_kv(kernel[0]) // 2
 

@@ -49,4 +49,14 @@ __device__ __forceinline__ uint2 widen_by_turns(uint32_t four) {
   return widen<Element>(permute_bytes(four, 0, 0x3120));
 }
 
+/// Four floats as e4m3, rounded to the nearest; beyond 448 it is 448.
+__device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
+  uint32_t four;
+  asm("{.reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; "
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; mov.b32 %0, {low, high};}"
+      : "=r"(four)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return four;
+}
+
 }  // namespace onewave::ptx

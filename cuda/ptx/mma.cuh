@@ -52,9 +52,17 @@ __device__ __forceinline__ float lg2(float x) {
 }
 
 /// Four 8x8 blocks of 16-bit elements; lane i gives the address of row i % 8 of block i / 8.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], uint32_t address) {
+__device__ __forceinline__ void ldmatrix(uint32_t (&d)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// Two of them; the addresses are those of lanes 0 to 15.
+__device__ __forceinline__ void ldmatrix(uint32_t (&d)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(d[0]), "=r"(d[1])
                : "r"(address)
                : "memory");
 }
@@ -63,6 +71,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t add
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ void stmatrix_x4(uint32_t address, const uint32_t (&d)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(d[0]),
+               "r"(d[1]), "r"(d[2]), "r"(d[3])
                : "memory");
 }
 

@@ -115,6 +115,35 @@ __device__ __forceinline__ void fence_registers(uint32_t (&d)[kRows][kCols]) {
                  : "memory");                                                                       \
   }
 
+/// The same products of 32 e4m3: d[64 x N] (+)= a[64 x 32] b[N x 32]^T, k contiguous.
+#define ONEWAVE_WGMMA_E4M3(N, REGISTERS, A, B, ACCUMULATE)                                   \
+  __device__ __forceinline__ void wgmma_m64k32(float (&d)[REGISTERS], uint64_t a_descriptor, \
+                                               uint64_t b_descriptor, bool accumulate) {     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE                              \
+                 ", 0;\n"                                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #N                                      \
+                 "k32.f32.e4m3.e4m3"                                                         \
+                 " {" ONEWAVE_TEXT##REGISTERS " }, " A ", " B ", p, 1, 1;\n}\n"              \
+                 : ONEWAVE_ACC##REGISTERS(d)                                                 \
+                 : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<int>(accumulate))   \
+                 : "memory");                                                                \
+  }
+
+/// And a in registers.
+#define ONEWAVE_WGMMA_E4M3_A(N, REGISTERS, A, B, ACCUMULATE)                                  \
+  __device__ __forceinline__ void wgmma_m64k32(float (&d)[REGISTERS], const uint32_t (&a)[4], \
+                                               uint64_t b_descriptor, bool accumulate) {      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE                               \
+                 ", 0;\n"                                                                     \
+                 "wgmma.mma_async.sync.aligned.m64n" #N                                       \
+                 "k32.f32.e4m3.e4m3"                                                          \
+                 " {" ONEWAVE_TEXT##REGISTERS " }, {" A "}, " B ", p, 1, 1;\n}\n"             \
+                 : ONEWAVE_ACC##REGISTERS(d)                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor),             \
+                   "r"(static_cast<int>(accumulate))                                          \
+                 : "memory");                                                                 \
+  }
+
 ONEWAVE_WGMMA(64, 32, "%32", "%33", "%34", "%35")
 ONEWAVE_WGMMA(128, 64, "%64", "%65", "%66", "%67")
 
@@ -124,6 +153,17 @@ ONEWAVE_WGMMA_TRANS(128, 64, "%64, %65, %66, %67", "%68", "%69", "%70")
 ONEWAVE_WGMMA_TRANS(192, 96, "%96, %97, %98, %99", "%100", "%101", "%102")
 ONEWAVE_WGMMA_TRANS(256, 128, "%128, %129, %130, %131", "%132", "%133", "%134")
 
+ONEWAVE_WGMMA_E4M3(64, 32, "%32", "%33", "%34")
+ONEWAVE_WGMMA_E4M3(128, 64, "%64", "%65", "%66")
+
+ONEWAVE_WGMMA_E4M3_A(64, 32, "%32, %33, %34, %35", "%36", "%37")
+ONEWAVE_WGMMA_E4M3_A(96, 48, "%48, %49, %50, %51", "%52", "%53")
+ONEWAVE_WGMMA_E4M3_A(128, 64, "%64, %65, %66, %67", "%68", "%69")
+ONEWAVE_WGMMA_E4M3_A(192, 96, "%96, %97, %98, %99", "%100", "%101")
+ONEWAVE_WGMMA_E4M3_A(256, 128, "%128, %129, %130, %131", "%132", "%133")
+
+#undef ONEWAVE_WGMMA_E4M3_A
+#undef ONEWAVE_WGMMA_E4M3
 #undef ONEWAVE_WGMMA_TRANS
 #undef ONEWAVE_WGMMA
 #undef ONEWAVE_ACC128

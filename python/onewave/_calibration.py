@@ -38,6 +38,8 @@ def _kernel(kernel: dict[str, Any]) -> _core.KernelRates:
     return _core.KernelRates(
         kernel["head_dim"],
         LOADERS[kernel["loader"]],
+        kernel["q_bytes"],
+        kernel["kv_bytes"],
         kernel["wide_step_us"],
         kernel["wide_unit_us"],
         kernel["wide_slowdown"],

@@ -67,7 +67,10 @@ class AttentionShape:
         page_size: int,
         dtype: DType,
         kv_dtype: DType | None = None,
-    ) -> None: ...
+        out_dtype: DType | None = None,
+    ) -> None:
+        """`kv_dtype` None: dtype. `out_dtype` None: dtype, or BFLOAT16 where that is FLOAT8_E4M3."""
+
     @property
     def num_qo_heads(self) -> int: ...
     @property
@@ -82,6 +85,8 @@ class AttentionShape:
     def dtype(self) -> DType: ...
     @property
     def kv_dtype(self) -> DType: ...
+    @property
+    def out_dtype(self) -> DType: ...
 
 class MemoryRate:
     """What the memory gives to so many CTAs together."""
@@ -95,6 +100,8 @@ class KernelRates:
         self,
         head_dim: int,
         loader: Loader,
+        q_bytes: int,
+        kv_bytes: int,
         wide_step_us: float,
         wide_unit_us: float,
         wide_slowdown: float,
@@ -220,8 +227,9 @@ class RunArgs:
         k_scale_ptr: int,
         v_scale_ptr: int,
         kv_dtype: DType | None = None,
+        out_dtype: DType | None = None,
     ) -> None:
-        """`kv_dtype` None: dtype."""
+        """Types that are None are as AttentionShape has them."""
 
     def at(self, q: int, k: int, v: int, out: int, lse: int) -> RunArgs:
         """The same of tensors at these addresses."""
@@ -242,8 +250,10 @@ class RunArgs:
         v_scale_group_stride: int = 0,
         v_scale_head_stride: int = 0,
         v_group_tokens: int = 1,
+        q_scale_ptr: int = 0,
+        q_scale_head_stride: int = 0,
     ) -> None:
-        """Where all strides are 0 there is one factor."""
+        """Where all strides are 0 there is one factor. k_scale is that of q too, as far as it is a float."""
 
     @property
     def is_scaled_by_group(self) -> bool:

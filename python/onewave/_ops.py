@@ -39,6 +39,7 @@ def call_run(
     k_scale: Scale,
     v_scale: Scale,
     sm_scale: Scale,
+    q_scale: Scale,
     enable_pdl: bool,
     window: int,
     sinks: torch.Tensor | None,
@@ -54,6 +55,7 @@ def call_run(
         *_split(k_scale),
         *_split(v_scale),
         *_split(sm_scale),
+        *_split(q_scale),
         enable_pdl,
         window,
         sinks,
@@ -77,6 +79,8 @@ def _run(
     v_scale_tensor: torch.Tensor | None,
     sm_scale: float | None,
     sm_scale_tensor: torch.Tensor | None,
+    q_scale: float | None,
+    q_scale_tensor: torch.Tensor | None,
     enable_pdl: bool,
     window: int,
     sinks: torch.Tensor | None,
@@ -95,6 +99,7 @@ def _run(
         k_scale if k_scale_tensor is None else k_scale_tensor,
         v_scale if v_scale_tensor is None else v_scale_tensor,
         sm_scale if sm_scale_tensor is None else sm_scale_tensor,
+        q_scale if q_scale_tensor is None else q_scale_tensor,
         return_lse=lse is not None,
         enable_pdl=enable_pdl,
         window=window,
@@ -115,6 +120,8 @@ def _fake_run(
     v_scale_tensor: torch.Tensor | None,
     sm_scale: float | None,
     sm_scale_tensor: torch.Tensor | None,
+    q_scale: float | None,
+    q_scale_tensor: torch.Tensor | None,
     enable_pdl: bool,
     window: int,
     sinks: torch.Tensor | None,
@@ -129,6 +136,7 @@ def _fake_run(
         k_scale=k_scale_tensor,
         v_scale=v_scale_tensor,
         sm_scale=sm_scale_tensor,
+        q_scale=q_scale_tensor,
         sinks=sinks,
     )
 
@@ -138,7 +146,7 @@ torch.library.define(
     "onewave::run",
     "(SymInt attention, Tensor q, Tensor[] kv_cache, Tensor(a!) out, Tensor(b!)? lse, float? k_scale, "
     "Tensor? k_scale_tensor, float? v_scale, Tensor? v_scale_tensor, float? sm_scale, Tensor? sm_scale_tensor, "
-    "bool enable_pdl, int window, Tensor? sinks, bool natural_lse) -> ()",
+    "float? q_scale, Tensor? q_scale_tensor, bool enable_pdl, int window, Tensor? sinks, bool natural_lse) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.impl("onewave::run", "default", _run)

@@ -1,10 +1,10 @@
-"""The scales of a run: factors of all scores and outputs, and for an fp8 cache of its rows."""
+"""The scales of a run: factors of all scores and outputs, for an fp8 cache of its rows, and for fp8 queries theirs."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onewave._validate import check_positive_float, check_shape, check_tensor
+from onewave._validate import check_positive_float, check_shape, check_tensor, describe
 from onewave.workspace import FP8
 
 if TYPE_CHECKING:
@@ -24,19 +24,40 @@ class ScaleChecker:
         self._page_size = shape.page_size
         self._num_kv_heads = shape.num_kv_heads
         self._is_fp8 = shape.kv_dtype == FP8
+        self._q_dtype = shape.dtype
         self._is_nhd = kv_layout == "NHD"
         self._group_meaning = (
             f"num_pages, {'num_groups, num_kv_heads' if self._is_nhd else 'num_kv_heads, num_groups'}"
         )
 
-    def check(self, sm_scale: Scale, k_scale: Scale, v_scale: Scale, num_pages: int) -> tuple[Any, ...]:
+    def check(
+        self, sm_scale: Scale, k_scale: Scale, v_scale: Scale, q_scale: Scale, num_pages: int
+    ) -> tuple[Any, ...]:
         """Of a run with a cache of `num_pages` pages, as RunArgs.set_scales() takes them: three factors, the first in
-        place of the plan's (0: it stays), the addresses of three others on the device (0: none), and the strides of the
-        last two."""
+        place of the plan's (0: it stays) and the second of q too, the addresses of three others on the device (0: none),
+        the strides of the last two, and the address of q's and their stride."""
         sm_factor, sm_address = (0.0, 0) if sm_scale is None else self._one_factor("sm_scale", sm_scale)
         k_factor, k_address, k_strides = self._factors("k_scale", k_scale, num_pages)
         v_factor, v_address, v_strides = self._factors("v_scale", v_scale, num_pages)
-        return sm_factor, k_factor, v_factor, sm_address, k_address, v_address, *k_strides, *v_strides
+        q_address, q_stride = 0, 0
+        if q_scale is not None:
+            q_factor, q_address, q_stride = self._query_factors(q_scale)
+            k_factor = check_positive_float("k_scale * q_scale", k_factor * q_factor)
+        factors = (sm_factor, k_factor, v_factor)
+        return *factors, sm_address, k_address, v_address, *k_strides, *v_strides, q_address, q_stride
+
+    def _query_factors(self, scale: float | torch.Tensor) -> tuple[float, int, int]:
+        """One, or an address and the stride from a kv head to the next."""
+        if self._q_dtype != FP8:
+            raise ValueError(
+                f"q_scale is {describe(scale)}; it must be None where q_data_type is {self._q_dtype}: only queries of "
+                f"{FP8} have one"
+            )
+        if isinstance(scale, torch.Tensor) and scale.dim() == 1 and scale.numel() != 1:
+            check_tensor("q_scale", scale, dtype=torch.float32, devices=self._devices, num_dims=1)
+            check_shape("q_scale", scale, (self._num_kv_heads,), "num_kv_heads")
+            return 1.0, scale.data_ptr(), scale.stride(0)
+        return *self._one_factor("q_scale", scale), 0
 
     def _one_factor(self, name: str, scale: Scale) -> tuple[float, int]:
         if scale is None:
@@ -54,6 +75,8 @@ class ScaleChecker:
         """What else it may be, for the message."""
         if name == "sm_scale":
             return ""
+        if name == "q_scale":
+            return f", or be [{self._num_kv_heads}]: num_kv_heads"
         if self._is_fp8:
             return f", or be [{self._num_kv_heads}]: num_kv_heads, or [{self._group_meaning}]"
         return f": only a cache of {FP8} has more"

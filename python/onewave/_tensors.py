@@ -17,7 +17,7 @@ from onewave._validate import (
     check_shape,
     check_tensor,
 )
-from onewave.workspace import CORE_DTYPES, QUERY_DTYPES, check_dtype, check_kv_dtype
+from onewave.workspace import CORE_DTYPES, FP8, WIDE_DTYPES, check_dtype, check_kv_dtype
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Shape:
     head_dim_qk: int
     head_dim_vo: int
     page_size: int
-    dtype: torch.dtype  # of q and out
+    dtype: torch.dtype  # of q
     kv_dtype: torch.dtype
+    out_dtype: torch.dtype
 
     def to_core(self) -> _core.AttentionShape:
         return _core.AttentionShape(
@@ -41,11 +42,12 @@ class Shape:
             self.page_size,
             CORE_DTYPES[self.dtype],
             CORE_DTYPES[self.kv_dtype],
+            CORE_DTYPES[self.out_dtype],
         )
 
 
-# Of plan(): num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type.
-ShapeArguments = tuple[int, int, int, int, int, torch.dtype, torch.dtype]
+# Of plan(): num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type, o_data_type.
+ShapeArguments = tuple[int, int, int, int, int, torch.dtype, torch.dtype, torch.dtype | None]
 
 
 def make_shape(
@@ -57,6 +59,7 @@ def make_shape(
     page_size: int,
     q_data_type: torch.dtype,
     kv_data_type: torch.dtype,
+    o_data_type: torch.dtype | None,
 ) -> Shape:
     """Checks the arguments of plan() that say what a plan is for; whether heads divide is the planner's to check."""
     num_qo_heads = check_int("num_qo_heads", num_qo_heads, 1)
@@ -66,13 +69,32 @@ def make_shape(
     page_size = check_int("page_size", page_size, 1)
     check_dtype("q_data_type", q_data_type)
     if q_data_type == torch.float32 and device.type != "cpu":
-        raise ValueError("q_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
+        raise ValueError(
+            f"q_data_type is torch.float32; it must be torch.bfloat16, torch.float16 or {FP8} on a GPU"
+        )
     check_kv_dtype("kv_data_type", kv_data_type, "q_data_type", q_data_type)
-    return Shape(num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type)
+    out_dtype = default_out_dtype(q_data_type) if o_data_type is None else o_data_type
+    _check_out_dtype(device, out_dtype, q_data_type)
+    heads = (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo)
+    return Shape(*heads, page_size, q_data_type, kv_data_type, out_dtype)
+
+
+def default_out_dtype(q_dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if q_dtype == FP8 else q_dtype
+
+
+def _check_out_dtype(device: torch.device, out_dtype: torch.dtype, q_dtype: torch.dtype) -> None:
+    if q_dtype != FP8:
+        if out_dtype != q_dtype:
+            raise ValueError(f"o_data_type is {out_dtype!r}; it must equal q_data_type, {q_dtype}")
+        return
+    check_dtype("o_data_type", out_dtype, WIDE_DTYPES)
+    if out_dtype == torch.float32 and device.type != "cpu":
+        raise ValueError("o_data_type is torch.float32; it must be torch.bfloat16 or torch.float16 on a GPU")
 
 
 def check_first_rows(
-    name: str, value: Any, num_dims: int, dtypes: Collection[torch.dtype] = QUERY_DTYPES
+    name: str, value: Any, num_dims: int, dtypes: Collection[torch.dtype] = WIDE_DTYPES
 ) -> torch.device:
     """Rows whose dtype, head_dim (the last size) and device, which is returned, are what other tensors must have."""
     device = check_device(name, value)
@@ -177,11 +199,11 @@ class TensorChecker:
         return_lse: bool,
         num_rows: int,
     ) -> CheckedTensors:
-        """All tensors of a run, in words where one is wrong. An `out` or `lse` that is None will be as q is."""
-        self.check_queries("q", q, num_rows, self.shape.head_dim_qk)
+        """All tensors of a run, in words where one is wrong. An `out` or `lse` that is None will have q's rows."""
+        self._check_query_rows("q", q, self.shape.dtype, num_rows, self.shape.head_dim_qk)
         cache = self.check_kv_cache(kv_cache)
         if out is not None:
-            self.check_queries("out", out, num_rows, self.shape.head_dim_vo)
+            self._check_query_rows("out", out, self.shape.out_dtype, num_rows, self.shape.head_dim_vo)
         if lse is not None:
             self.check_lse(lse, num_rows)
         num_qo_heads, head_dim = self.shape.num_qo_heads, self.shape.head_dim_vo
@@ -199,22 +221,23 @@ class TensorChecker:
             *(0.0, 1.0, 1.0),
             *(0, 0, 0),
             CORE_DTYPES[self.shape.kv_dtype],
+            CORE_DTYPES[self.shape.out_dtype],
         )
         layout = layout_of(q, kv_cache, out, lse, return_lse)
         return CheckedTensors(
             layout, num_tensor_rows, cache.num_pages, cache.v.address - cache.k.address, args
         )
 
-    def check_queries(self, name: str, tensor: torch.Tensor, num_rows: int, head_dim: int) -> torch.Tensor:
+    def _check_query_rows(
+        self, name: str, tensor: torch.Tensor, dtype: torch.dtype, num_rows: int, head_dim: int
+    ) -> None:
         """q or out: [at least num_rows, num_qo_heads, head_dim]."""
-        shape = self.shape
-        check_tensor(name, tensor, dtype=shape.dtype, devices=self._devices, num_dims=3)
+        check_tensor(name, tensor, dtype=dtype, devices=self._devices, num_dims=3)
         check_shape(
-            name, tensor, (None, shape.num_qo_heads, head_dim), "total_qo_len, num_qo_heads, head_dim"
+            name, tensor, (None, self.shape.num_qo_heads, head_dim), "total_qo_len, num_qo_heads, head_dim"
         )
         self._check_num_rows(name, tensor, num_rows)
         check_rows_aligned(name, tensor)
-        return tensor
 
     def check_lse(self, tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
         """[at least num_rows, num_qo_heads], contiguous float32."""

@@ -22,6 +22,7 @@ from onewave._tensors import (
     Shape,
     ShapeArguments,
     TensorChecker,
+    default_out_dtype,
     layout_of,
     make_shape,
 )
@@ -34,7 +35,7 @@ from onewave._validate import (
     check_positive_float,
     check_unsupported,
 )
-from onewave.workspace import check_workspace, check_workspace_size, make_limits, resolve_device
+from onewave.workspace import FP8, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
 class _Planned(NamedTuple):
@@ -68,7 +69,8 @@ class BatchAttention:
     Called like FlashInfer's `BatchAttention`: plan() once a step, run() once a layer, also inside a CUDA graph. A
     graph captured once replays for every later plan() of the same heads, head_dim, dtypes and page_size.
 
-    Keys and values are of q's type or fp8 (e4m3): half the memory, with factors by head or by group of tokens.
+    Keys and values are of q's type or fp8 (e4m3): half the memory, with factors by head or by group of tokens. Beside
+    fp8 keys and values queries may be fp8 too, with an output of 16 bits.
 
     One object serves one thread and one stream at a time.
     """
@@ -141,6 +143,9 @@ class BatchAttention:
         self._checked: CheckedTensors | None = None  # of the last run
         self._shape_arguments: ShapeArguments | None = None
         self._checker: TensorChecker | None = None
+        self._fp8_out_dtype = default_out_dtype(
+            FP8
+        )  # of an out that torch.compile allocates beside fp8 queries
         self._handle = make_handle(self)
 
     def plan(
@@ -168,6 +173,7 @@ class BatchAttention:
         packed_custom_mask: torch.Tensor | None = None,
         mask_indptr: torch.Tensor | None = None,
         prefix_groups: PrefixGroups | None = None,
+        o_data_type: torch.dtype | None = None,
     ) -> None:
         """Plans a step, for all runs until the next plan(). Where it raises, the last plan stays.
 
@@ -207,10 +213,15 @@ class BatchAttention:
             (qo_len * num_qo_heads / num_kv_heads) and plans of a window read all keys for themselves. Not with
             split_policy "fixed".
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
-        q_data_type: of q and out: torch.bfloat16 or torch.float16; torch.float32 on a CPU too.
-        kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn (on a GPU where head_dim_qk and head_dim_vo are
-            equal). A decode then reads half the bytes; a prompt's keys are widened on their way, which takes a third
-            more time (bench/NOTES.md).
+        q_data_type: of q: torch.bfloat16, torch.float16 or, beside a kv_data_type of torch.float8_e4m3fn, that;
+            torch.float32 on a CPU too. Queries of fp8 multiply prompts in fp8: also the weights of the softmax are then
+            rounded to e4m3, by up to a sixteenth each, and those below 2^-15 of a row's largest may count as 0. A CPU,
+            and on a GPU requests of few rows (qo_len * num_qo_heads / num_kv_heads), round none of them so.
+        kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn (beside another q_data_type on a GPU only where
+            head_dim_qk and head_dim_vo are equal). A decode then reads half the bytes; a prompt's keys are widened on
+            their way, which takes a third more time (bench/NOTES.md), unless q is of fp8 too: a tenth less.
+        o_data_type: of out: q_data_type, or where that is torch.float8_e4m3fn torch.bfloat16 or torch.float16,
+            torch.float32 on a CPU too; None: q_data_type, or torch.bfloat16.
 
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when
         four earlier copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are
@@ -229,7 +240,16 @@ class BatchAttention:
             )
         check_unsupported("use_profiler", use_profiler, (False,))
         checker = self._checker_of(
-            (num_qo_heads, num_kv_heads, head_dim_qk, head_dim_vo, page_size, q_data_type, kv_data_type)
+            (
+                num_qo_heads,
+                num_kv_heads,
+                head_dim_qk,
+                head_dim_vo,
+                page_size,
+                q_data_type,
+                kv_data_type,
+                o_data_type,
+            )
         )
         shape = checker.shape
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
@@ -263,6 +283,8 @@ class BatchAttention:
         self._engine = engine
         if not is_same_shape:
             self._checked = None
+        if shape.dtype == FP8:
+            self._fp8_out_dtype = shape.out_dtype
         self._planned = _Planned(
             checker, batch.total_qo_len, batch.max_page_id, masks.are_seen(), masks.logits_soft_cap
         )
@@ -297,6 +319,7 @@ class BatchAttention:
         kv_cache_sf: torch.Tensor | None = None,
         *,
         sm_scale: float | torch.Tensor | None = None,
+        q_scale: float | torch.Tensor | None = None,
         return_lse: bool = True,
         enable_pdl: bool = False,
         window: int = 0,
@@ -305,11 +328,11 @@ class BatchAttention:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The attention of one layer, by the last plan. Returns (out, lse).
 
-        q: [total_qo_len, num_qo_heads, head_dim_qk].
+        q: [total_qo_len, num_qo_heads, head_dim_qk] of the plan's q_data_type.
         kv_cache: [num_pages, 2, page_size, num_kv_heads, head_dim] (HND: heads before tokens) of the plan's
             kv_data_type, or a (k, v) pair of such tensors without the second dimension, with any strides; v's rows may
             have another head_dim than k's.
-        out: [total_qo_len, num_qo_heads, head_dim_vo]; a row that sees no key becomes 0.
+        out: [total_qo_len, num_qo_heads, head_dim_vo] of the plan's o_data_type; a row that sees no key becomes 0.
         lse: float32 [total_qo_len, num_qo_heads], the log-sum-exp of the scaled scores in base 2, -inf for such a row.
             None: `out` and `lse` are allocated.
         k_scale, v_scale: factors of all scores and of the output; floats, or float32 tensors of one element that
@@ -317,8 +340,11 @@ class BatchAttention:
             float32 [num_kv_heads], or for each group of page_size / num_groups consecutive tokens of a page, float32
             [num_pages or more, num_groups, num_kv_heads] (HND: heads before groups), with any strides; num_groups
             divides page_size. A row's k_scale is in its scores before the soft cap. On a GPU those of groups are for
-            head_dims up to 128 and pages of up to 32768 tokens.
+            queries of 16 bits, head_dims up to 128 and pages of up to 32768 tokens.
         sm_scale: in place of the plan's; a float or a float32 tensor of one element.
+        q_scale: for queries of float8_e4m3fn alone: another factor of the scores, before the soft cap; a float, or a
+            float32 tensor of one element or [num_kv_heads], a factor for the queries of each kv head, with any stride,
+            that is read by the launch.
         return_lse: False: no lse is written, and None returned.
         natural_lse: the lse is in base e.
         window: which of the plan's windows.
@@ -357,13 +383,16 @@ class BatchAttention:
                 k_scale,
                 v_scale,
                 sm_scale,
+                q_scale,
                 return_lse,
                 enable_pdl,
                 window,
                 sinks,
                 natural_lse,
             )
-        out, lse = _allocate(q, kv_cache, out, lse, return_lse)
+        # By q alone where it can be, so that a graph depends on as little as possible.
+        out_dtype = self._fp8_out_dtype if q.dtype == FP8 else q.dtype
+        out, lse = _allocate(q, kv_cache, out, lse, return_lse, out_dtype)
         call_run(
             self._handle,
             q,
@@ -373,6 +402,7 @@ class BatchAttention:
             k_scale,
             v_scale,
             sm_scale,
+            q_scale,
             enable_pdl,
             window,
             sinks,
@@ -403,6 +433,7 @@ class BatchAttention:
         k_scale: Scale,
         v_scale: Scale,
         sm_scale: Scale,
+        q_scale: Scale,
         return_lse: bool,
         enable_pdl: bool,
         window: int,
@@ -422,6 +453,7 @@ class BatchAttention:
                 k_scale=k_scale,
                 v_scale=v_scale,
                 sm_scale=sm_scale,
+                q_scale=q_scale,
                 sinks=sinks,
             )
         layout = layout_of(q, kv_cache, out, lse, return_lse)
@@ -441,14 +473,14 @@ class BatchAttention:
             self._check_tensors(planned, q, kv_cache, out, lse, return_lse)  # says which
         check_bool("enable_pdl", enable_pdl)
         scales = None
-        if sm_scale is not None or k_scale is not None or v_scale is not None:
-            scales = planned.checker.scales.check(sm_scale, k_scale, v_scale, checked.num_pages)
+        if not (sm_scale is None and k_scale is None and v_scale is None and q_scale is None):
+            scales = planned.checker.scales.check(sm_scale, k_scale, v_scale, q_scale, checked.num_pages)
         options = None
         if type(window) is not int or window != 0 or sinks is not None or natural_lse is not False:
             options = self._check_options(planned, window, sinks, natural_lse)
         # No check comes after it.
         if out is None or lse is None:
-            out, lse = _allocate(q, kv_cache, out, lse, return_lse)
+            out, lse = _allocate(q, kv_cache, out, lse, return_lse, planned.checker.shape.out_dtype)
         lse_address = 0 if lse is None else lse.data_ptr()
         args = checked.args.at(q_address, k_address, v_address, out.data_ptr(), lse_address)
         if scales is not None:
@@ -571,11 +603,12 @@ def _allocate(
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
     return_lse: bool,
+    out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The outputs of a run, those that are missing for as many rows as q has, and columns as v."""
     if out is None:
         v = kv_cache if isinstance(kv_cache, torch.Tensor) else kv_cache[1]
-        out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=q.dtype, device=q.device)
+        out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=out_dtype, device=q.device)
     if lse is None and return_lse:
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     return out, lse

@@ -85,7 +85,8 @@ def append_paged_kv_cache(
     check_int("num_kv_heads", num_kv_heads, 1)
     page_size = check_int("page_size", _page_size(paged_kv_cache, kv_layout), 1)
     kv_dtype = _kv_dtype(paged_kv_cache, append_key.dtype)
-    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim_vo, page_size, append_key.dtype, kv_dtype)
+    dtypes = (append_key.dtype, kv_dtype, append_key.dtype)
+    shape = Shape(num_kv_heads, num_kv_heads, head_dim, head_dim_vo, page_size, *dtypes)
     cache = TensorChecker(device, kv_layout, shape).check_kv_cache(paged_kv_cache, "paged_kv_cache")
     for columns in (head_dim, head_dim_vo):
         check_row_bytes("paged_kv_cache", columns, kv_dtype)

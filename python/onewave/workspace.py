@@ -23,9 +23,10 @@ CORE_DTYPES = {
     torch.bfloat16: _core.DType.BFLOAT16,
     torch.float8_e4m3fn: _core.DType.FLOAT8_E4M3,
 }
-# Of q and out; a cache has the same, or FP8.
-QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FP8 = torch.float8_e4m3fn
+# Of out, and of q where it is not FP8; a cache has q's, or FP8.
+WIDE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+QUERY_DTYPES = (*WIDE_DTYPES, FP8)
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -57,6 +58,8 @@ def check_dtype(name: str, dtype: torch.dtype, dtypes: Collection[torch.dtype] =
 
 def check_kv_dtype(name: str, kv_dtype: torch.dtype, q_name: str, q_dtype: torch.dtype) -> None:
     """Of a cache beside queries of `q_dtype`."""
+    if q_dtype == FP8 and kv_dtype != FP8:
+        raise ValueError(f"{name} is {kv_dtype!r}; it must be {FP8} where {q_name} is")
     if kv_dtype not in (q_dtype, FP8):
         raise ValueError(f"{name} is {kv_dtype!r}; it must equal {q_name}, {q_dtype}, or be {FP8}")
 
@@ -113,7 +116,7 @@ def workspace_size(
     """Bytes of the workspace that a BatchAttention of these limits needs for these heads; exact. Host only.
 
     head_dim: columns of a row of q and k, and of v and out where `head_dim_vo` is None.
-    dtype: of q and out. kv_dtype: of k and v, where it is another: torch.float8_e4m3fn.
+    dtype: of q. kv_dtype: of k and v, where it is another: torch.float8_e4m3fn.
     `device` is looked at only where `num_ctas` is None. Raises ValueError for limits or heads that cannot be, and
     DeviceError where the SMs of a device that cannot be used are asked for.
     """

@@ -26,6 +26,8 @@ inline int row_class(int32_t num_rows) { return narrow_rows_shift(num_rows) - na
 struct KernelRates {
   int32_t head_dim;  ///< of Q, K, V and the output
   Loader loader;
+  int32_t q_bytes;  ///< of an element of Q
+  int32_t kv_bytes;
   float wide_step_us;
   float wide_unit_us;        ///< beside its steps: the first tile, the mask, the output
   float wide_slowdown;       ///< part that steps take longer beside CTAs that stream, extrapolated to all
@@ -64,8 +66,8 @@ const Calibration& calibration_of(std::string_view gpu);
 /// any number of threads may plan with one.
 class CostModel {
  public:
-  /// A head_dim that the calibration lacks goes by the nearest. Throws InvalidArgument where it lacks the
-  /// shape's loader, or a rate is beyond 1e-6 to 1e6.
+  /// A head_dim that the calibration lacks goes by the nearest, and types that it lacks by any others. Throws
+  /// InvalidArgument where it lacks the shape's loader, or a rate is beyond 1e-6 to 1e6.
   CostModel(const AttentionShape& shape, const Calibration& calibration);
 
   double launch_us() const { return launch_us_; }

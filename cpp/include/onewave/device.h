@@ -22,7 +22,7 @@ struct DeviceInfo {
 DeviceInfo device_info(int32_t device);
 
 struct KernelInfo {
-  DType dtype;     ///< of q and out
+  DType dtype;     ///< of q, and of out where it is of 16 bits
   DType kv_dtype;  ///< of k and v
   int32_t head_dim_qk;
   int32_t head_dim_vo;

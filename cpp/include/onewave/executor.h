@@ -8,7 +8,7 @@ namespace onewave {
 
 /// The tensors of one run(), for the executor (host addresses) and the launcher (device addresses) alike.
 struct RunArgs {
-  DType dtype;    ///< of q and out
+  DType dtype;    ///< of q
   const void* q;  ///< [total_qo_len, num_qo_heads, head_dim]
   int64_t q_token_stride;
   int64_t q_head_stride;
@@ -16,7 +16,8 @@ struct RunArgs {
   PagedTensor k;           ///< num_pages pages of page_size tokens of num_kv_heads rows of head_dim
   PagedTensor v;
   int64_t num_pages;
-  void* out;  ///< [total_qo_len, num_qo_heads, head_dim]
+  DType out_dtype = default_out_dtype(dtype);  ///< as AttentionShape has it
+  void* out;                                   ///< [total_qo_len, num_qo_heads, head_dim]
   int64_t out_token_stride;
   int64_t out_head_stride;
   int64_t num_rows;  ///< that q, out and lse have: the plan's total_qo_len or more
@@ -33,6 +34,10 @@ struct RunArgs {
   /// Multiply k_scale and v_scale, likewise; more than one factor each only where kv_dtype is kFloat8E4M3.
   KvScales k_scales{};
   KvScales v_scales{};
+  /// Multiply k_scale, likewise, where dtype is kFloat8E4M3: that of kv head h, whose query heads it is for,
+  /// is at q_scales + h * q_scale_head_stride elements; a stride of 0: there is one. Null: all are 1.
+  const float* q_scales = nullptr;
+  int64_t q_scale_head_stride = 0;
   /// [num_qo_heads], or null: an attention sink, a logit that every row of a head has beside its keys' scaled
   /// scores, and that no value belongs to. The lse has it too.
   const float* sinks = nullptr;
@@ -45,8 +50,8 @@ struct RunArgs {
 /// nothing. A plan that is fresh from plan_batch() has the upper bounds.
 void update_kv_lens(PlanHeader* plan);
 
-/// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on 16- or 32-bit
-/// queries, and keys and values of that type or e4m3. All it does comes from the plan's records, which it
+/// Runs a plan on the CPU, item by item, partials and merges included: float32 arithmetic on queries of any
+/// type, and keys and values of that type or e4m3. All it does comes from the plan's records, which it
 /// does not change: several calls may run one plan at the same time. Allocates the partials; uses
 /// `num_threads` threads (0: one per core), of which the caller's is one, and joins the others. Throws
 /// InvalidArgument where num_rows is less than the plan's rows, and for types that are not to be.

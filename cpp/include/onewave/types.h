@@ -6,11 +6,17 @@
 
 namespace onewave {
 
-/// kFloat8E4M3: of a KV cache alone, as OCP has it: no infinities, and the largest is 448.
+/// kFloat8E4M3: of a KV cache, and of queries beside such a one, as OCP has it: no infinities, and the
+/// largest is 448.
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3 };
 
 constexpr int32_t dtype_bytes(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
+}
+
+/// That of queries of 16 or 32 bits has no other.
+constexpr DType default_out_dtype(DType q_dtype) {
+  return q_dtype == DType::kFloat8E4M3 ? DType::kBFloat16 : q_dtype;
 }
 
 /// How K and V reach shared memory.
@@ -26,8 +32,10 @@ struct AttentionShape {
   int32_t head_dim_qk;     ///< columns of a row of Q and K
   int32_t head_dim_vo;     ///< of V and the output
   int32_t page_size;       ///< tokens
-  DType dtype;             ///< of q and out
+  DType dtype;             ///< of q
   DType kv_dtype = dtype;  ///< of k and v: the same, or kFloat8E4M3
+  /// Of out: dtype, or beside a dtype of kFloat8E4M3 kBFloat16, kFloat16 or, on a CPU, kFloat32.
+  DType out_dtype = default_out_dtype(dtype);
 };
 
 /// K or V in pages: element (page, token, head, column) is at

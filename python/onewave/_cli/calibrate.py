@@ -27,7 +27,7 @@ from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors
 from onewave.bench.timing import GpuStopwatch
 from onewave.bench.workload import Request, Workload
-from onewave.workspace import resolve_device
+from onewave.workspace import FP8, resolve_device
 
 TILE_KV = 128
 WIDE_TILE_Q = 128
@@ -35,6 +35,9 @@ KV_LEN = 8192
 # A page size of each loader.
 PAGE_SIZES = {"tma": 16, "gather": 1}
 HEAD_DIMS = (64, 128)
+# Of an element of Q, and of K and V: 16 bits, a cache of fp8 beside them, and all of it fp8.
+BYTES = ((2, 2), (2, 1), (1, 1))
+DTYPES = {2: torch.bfloat16, 1: FP8}
 # (heads of a group, queries): 4, 16 and 32 packed rows, one of each class.
 ROWS = ((4, 1), (4, 4), (8, 4))
 # Of a token, side by side in its page, and CTAs for each that streams: the slowest counts. A rate too high has all
@@ -48,12 +51,22 @@ STEP_SLOWDOWNS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 UNIT_SLOWDOWNS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 # What the two bounds of a read meet in: see cost_model.cpp.
 POWER = 4
-NUM_STAGES = 3 + 4 * len(HEAD_DIMS) * len(PAGE_SIZES)
+NUM_STAGES = 3 + 4 * len(BYTES) * len(HEAD_DIMS) * len(PAGE_SIZES)
 
 
 class Kernel(NamedTuple):
     head_dim: int
     loader: str
+    q_bytes: int
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> "Kernel":
+        return cls(*(entry[field] for field in cls._fields))
+
+    def describe(self) -> str:
+        dtypes = (str(DTYPES[size]).removeprefix("torch.") for size in (self.q_bytes, self.kv_bytes))
+        return f"head_dim {self.head_dim}, {self.loader}, {' and '.join(dtypes)}"
 
 
 class Run(NamedTuple):
@@ -132,8 +145,8 @@ def calibrate(bench: Bench, console: Console) -> dict[str, Any]:
         step("memory")
         record["memory"] = _measure_memory(bench, record)
         for entry in record["kernels"]:
-            kernel = Kernel(entry["head_dim"], entry["loader"])
-            name = f"head_dim {kernel.head_dim}, {kernel.loader}"
+            kernel = Kernel.of(entry)
+            name = kernel.describe()
             step(f"{name}: wide items")
             entry |= _measure_wide(bench, record, kernel)
             step(f"{name}: narrow items")
@@ -159,6 +172,8 @@ def _first_guess(gpu: str, num_ctas: int) -> dict[str, Any]:
         {
             "head_dim": head_dim,
             "loader": loader,
+            "q_bytes": q_bytes,
+            "kv_bytes": kv_bytes,
             "wide_step_us": 1.5,
             "wide_unit_us": 3.0,
             "wide_slowdown": 0.5,
@@ -166,6 +181,7 @@ def _first_guess(gpu: str, num_ctas: int) -> dict[str, Any]:
             "narrow_unit_us": 1.0,
             "narrow_gb_per_s": [60.0] * len(ROWS),
         }
+        for q_bytes, kv_bytes in BYTES
         for head_dim in HEAD_DIMS
         for loader in LOADERS
     ]
@@ -222,7 +238,14 @@ def _shape(kernel: Kernel, group_size: int = 4, num_kv_heads: int = 8) -> Worklo
         num_kv_heads=num_kv_heads,
         head_dim=kernel.head_dim,
         page_size=PAGE_SIZES[kernel.loader],
+        dtype=DTYPES[kernel.q_bytes],
+        kv_dtype=DTYPES[kernel.kv_bytes],
     )
+
+
+def _num_as_long(kernel: Kernel) -> int:
+    """Keys that take as many bytes as one of head_dim 128 and 16 bits."""
+    return 128 // kernel.head_dim * 2 // kernel.kv_bytes
 
 
 def _measure_wide(bench: Bench, record: dict[str, Any], kernel: Kernel) -> dict[str, float]:
@@ -282,9 +305,9 @@ def _measure_narrow_beside(
     """`num_ctas` CTAs stream, and are done last; the others multiply for `wide_part` of the time that `cta_gb_per_s`
     lets expect."""
     group_size, qo_len = rows
-    kernel = Kernel(entry["head_dim"], entry["loader"])
+    kernel = Kernel.of(entry)
     shape = _shape(kernel, group_size, num_kv_heads)
-    decodes = (Request(KV_LEN, qo_len),) * (32 * 128 // kernel.head_dim * 8 // num_kv_heads)
+    decodes = (Request(KV_LEN, qo_len),) * (32 * _num_as_long(kernel) * 8 // num_kv_heads)
     narrow = replace(shape, requests=decodes)
     # Rates with which the planner takes that many, and the work that the others do meanwhile.
     drawn = _both_bounds(to_core(record).memory_gb_per_s(num_ctas), num_ctas * cta_gb_per_s)
@@ -344,7 +367,7 @@ def _losses(
     """Of each candidate for the number: by what part its plans are slower than the fastest, on average; nothing where
     it makes no difference. What a wide step takes beside streams can't be told from a run's time: CTAs that wait for
     the last one hide in it."""
-    shape = _shape(Kernel(entry["head_dim"], entry["loader"]))
+    shape = _shape(Kernel.of(entry))
     losses = []
     nums_narrow_ctas = []
     for requests in batches:
@@ -372,8 +395,8 @@ def _measure_splits(bench: Bench, record: dict[str, Any]) -> dict[str, float]:
     """As many units as CTAs, and five for every four of the same work, of which most boundaries between CTAs cut one:
     narrow ones, on so few CTAs that the memory does not hide what cuts cost, and the wide ones of one request, whose
     keys come from the L2."""
-    kernel = Kernel(128, "tma")
-    entry = next(k for k in record["kernels"] if (k["head_dim"], k["loader"]) == kernel)
+    kernel = Kernel(128, "tma", 2, 2)
+    entry = next(k for k in record["kernels"] if Kernel.of(k) == kernel)
     shape = replace(_shape(kernel, num_kv_heads=1), causal=False)
     tile_tokens = WIDE_TILE_Q // 4
     # By costs with which the planner takes cuts for nothing.

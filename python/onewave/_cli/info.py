@@ -50,13 +50,13 @@ def _plan_version() -> int:
     return int(header_of(attention.plan_bytes())["version"])
 
 
-# A cubin for each dtype, dtype of a cache (the same or fp8), loader and kind of masks; "masked" also has windows, soft
+# A cubin for each dtype of q, dtype of a cache (the same or fp8), loader and kind of masks; "masked" also has windows, soft
 # caps, sinks, custom masks and scales of groups of tokens.
 KERNEL_COLUMNS = (
     "head_dim of q and k",
     "of v and out",
-    "dtypes",
-    "also of k and v",
+    "dtypes of q",
+    "of k and v, if another",
     "loaders",
     "kernels",
     "KiB",

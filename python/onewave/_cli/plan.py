@@ -159,6 +159,7 @@ def _core_shape(workload: Workload) -> _core.AttentionShape:
         workload.page_size,
         workload.dtype,
         workload.kv_dtype,
+        workload.out_dtype,
     ).to_core()
 
 

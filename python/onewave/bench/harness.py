@@ -10,7 +10,7 @@ import torch
 
 from onewave.bench.ceilings import device_ceilings
 from onewave.bench.machine import ClockLog
-from onewave.bench.reference import reference_attention, relative_error
+from onewave.bench.reference import max_relative_error, reference_attention, relative_error
 from onewave.bench.result import Result, WorkloadResult, is_ours
 from onewave.bench.system import Prepare, System, Unsupported
 from onewave.bench.tensors import BatchTensors, make_tensors
@@ -61,7 +61,7 @@ class Harness:
         progress("float32" if self._is_checked else "tensors")
         tensors = make_tensors(workload, str(self._device), self._seed)
         expected = reference_attention(tensors, torch.float32)[0] if self._is_checked else None
-        results = [Result(name) for name in systems]
+        results = [Result(name, max_relative_error=max_relative_error(workload)) for name in systems]
         entrants = []
         for result, prepare in zip(results, systems.values(), strict=True):
             progress(f"{result.system}: first run")

@@ -53,7 +53,7 @@ class Onewave:
             split_policy=split_policy,
             calibration=calibration,
         )
-        self._out = torch.full_like(tensors.q, torch.nan)
+        self._out = torch.full_like(tensors.q, torch.nan, dtype=workload.out_dtype)
         self._lse = torch.empty(tensors.q.shape[:2], dtype=torch.float32, device=tensors.device)
 
     def plan(self) -> None:

@@ -18,7 +18,7 @@ class BatchTensors:
     kv_indptr: torch.Tensor  # int32 [batch_size + 1], pages
     kv_len_arr: torch.Tensor  # int32 [batch_size], tokens
     kv_indices: torch.Tensor  # int32 [kv_indptr[batch_size]], page ids
-    q: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim]
+    q: torch.Tensor  # [total_qo_len, num_qo_heads, head_dim], of the workload's dtype
     kv_cache: torch.Tensor  # [num_pages, 2, page_size, num_kv_heads, head_dim], of the workload's kv_dtype
 
     @property
@@ -65,9 +65,9 @@ def make_tensors(workload: Workload, device: str, seed: int, unused: float | Non
         page_ids[begin : begin + num_shared] = page_ids[:num_shared]
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=workload.dtype, device=device, generator=generator)
+        return torch.randn(shape, dtype=workload.out_dtype, device=device, generator=generator)
 
-    q = random(workload.total_qo_len, workload.num_qo_heads, workload.head_dim)
+    q = random(workload.total_qo_len, workload.num_qo_heads, workload.head_dim).to(workload.dtype)
     kv_cache = random(num_pages, 2, workload.page_size, workload.num_kv_heads, workload.head_dim).to(
         workload.kv_dtype
     )

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from onewave._tensors import default_out_dtype
 from onewave.bench.ceilings import Ceilings
+from onewave.workspace import FP8
 
 
 class Request(NamedTuple):
@@ -51,7 +53,7 @@ class Workload:
     window_left: int = -1
     logits_soft_cap: float = 0.0
     prefix_len: int = 0  # tokens that all requests share, in the same pages: a multiple of page_size
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = torch.bfloat16  # of q; torch.float8_e4m3fn needs a kv_dtype of that
     kv_dtype: torch.dtype = torch.bfloat16  # dtype, or torch.float8_e4m3fn
     # CTAs that onewave may use, None: one for each SM. Other systems have no such limit and are left out.
     num_ctas: int | None = None
@@ -63,6 +65,10 @@ class Workload:
     @property
     def group_size(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        return default_out_dtype(self.dtype)
 
     @property
     def prefix_groups(self) -> list[tuple[int, int, int]]:
@@ -80,8 +86,8 @@ class Workload:
         num_keys = sum(request.num_keys(self.window_left) for request in self.requests)
         num_keys -= max(len(self.requests) - 1, 0) * self.prefix_len
         kv_rows = num_keys * self.num_kv_heads
-        row_bytes = q_rows * self.dtype.itemsize + kv_rows * self.kv_dtype.itemsize
-        return 2 * row_bytes * self.head_dim
+        row_bytes = q_rows * (self.dtype.itemsize + self.out_dtype.itemsize)
+        return (row_bytes + 2 * kv_rows * self.kv_dtype.itemsize) * self.head_dim
 
     @property
     def num_flop(self) -> int:
@@ -91,7 +97,9 @@ class Workload:
 
     def floor_us(self, ceilings: Ceilings) -> float:
         """No GPU of that kind does it in less."""
-        return max(self.num_bytes / ceilings.bytes_per_second, self.num_flop / ceilings.flop_per_second) * 1e6
+        # Tensor cores multiply bytes twice as fast as bf16.
+        flop_per_second = ceilings.flop_per_second * torch.bfloat16.itemsize / self.dtype.itemsize
+        return max(self.num_bytes / ceilings.bytes_per_second, self.num_flop / flop_per_second) * 1e6
 
     @property
     def decodes(self) -> list[int]:
@@ -118,8 +126,9 @@ class Workload:
         shown_batch = " + ".join(batch) if len(batch) <= 4 else self._describe_ragged()
         parts = [shown_batch, f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
         parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
-        if self.kv_dtype != self.dtype:
-            parts.append(f"cache of {str(self.kv_dtype).removeprefix('torch.')}")
+        if self.kv_dtype == FP8:
+            fp8 = "queries and cache" if self.dtype == FP8 else "cache"
+            parts.append(f"{fp8} of {str(FP8).removeprefix('torch.')}")
         if self.prefix_len > 0:
             parts.append(f"{self.prefix_len} of the tokens shared")
         if self.window_left >= 0:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -65,7 +66,6 @@ _MIXED = [
 _PREFILL = [
     Workload("prefill_1x8k", _uniform(1, 8192, 8192)),
     Workload("prefill_1x8k_p1", _uniform(1, 8192, 8192), page_size=1),
-    Workload("prefill_1x8k_fp8", _uniform(1, 8192, 8192), kv_dtype=torch.float8_e4m3fn),
     Workload("prefill_1x8k_p64", _uniform(1, 8192, 8192), page_size=64),
     Workload("prefill_1x8k_d64", _uniform(1, 8192, 8192), num_qo_heads=64, head_dim=64),
     Workload("prefill_1x8k_d96", _uniform(1, 8192, 8192), head_dim=96),
@@ -94,9 +94,7 @@ _PREFILL = [
 _DECODE = [
     Workload("decode_uniform_b128_8k", _uniform(128, 8192)),
     Workload("decode_uniform_b128_8k_p1", _uniform(128, 8192), page_size=1),
-    Workload("decode_uniform_b128_8k_fp8", _uniform(128, 8192), kv_dtype=torch.float8_e4m3fn),
     Workload("decode_b16_4k", _uniform(16, 4096)),
-    Workload("decode_b16_4k_fp8", _uniform(16, 4096), kv_dtype=torch.float8_e4m3fn),
     Workload("decode_b1_128k", _uniform(1, 131072)),
     Workload("decode_lognormal_b64", _decodes(lognormal_lens(0, 64, 3000, 1.3, 64, 100000)), lens_seed=0),
     *(Workload(f"decode_b{count}_8k", _uniform(count, 8192)) for count in (20, 33, 34, 40, 48, 67, 100)),
@@ -128,6 +126,17 @@ _DECODE = [
     Workload("decode_33ctas_p1", _uniform(33, 8192), page_size=1, num_ctas=33),
 ]
 
+# Measured with a cache of fp8 too, beside queries of bf16 and of fp8.
+_FP8_NAMES = (
+    *("hybrid_qwen7b_p16", "prefill_1x8k", "prefill_1x8k_p1", "prefill_1x8k_d64", "prefill_1x8k_d256"),
+    *("chunk_2k_on_32k", "decode_uniform_b128_8k", "decode_b16_4k", "spec_b64_q16_4k"),
+)
+
+
+def _in_fp8(workload: Workload) -> list[Workload]:
+    fp8_cache = replace(workload, name=f"{workload.name}_fp8", kv_dtype=torch.float8_e4m3fn)
+    return [fp8_cache, replace(fp8_cache, name=f"{fp8_cache.name}q", dtype=torch.float8_e4m3fn)]
+
 
 def _halves(workload: Workload) -> list[Workload]:
     """A mixed batch's decodes alone and the rest alone."""
@@ -143,6 +152,7 @@ WORKLOADS = {
         *_MIXED,
         *_PREFILL,
         *_DECODE,
+        *(row for w in (*_MIXED, *_PREFILL, *_DECODE) if w.name in _FP8_NAMES for row in _in_fp8(w)),
         *(half for mixed in _MIXED for half in _halves(mixed)),
         Workload(
             SMOKE, (*_decodes(lognormal_lens(4, 6, 300, 0.9, 16, 2048)), Request(400, 100)), lens_seed=4

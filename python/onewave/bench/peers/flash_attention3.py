@@ -9,14 +9,16 @@ import torch
 from onewave.bench.peers.split import TwoStreams, by_kind
 from onewave.bench.system import Prepare, Unsupported
 from onewave.bench.tensors import BatchTensors
+from onewave.workspace import FP8
 
 # SMs that the prefill part leaves to the decodes on the other stream.
 SM_MARGINS = (16, 33, 44, 66)
 # Arguments of the operator that a plain paged cache leaves empty; none has a default.
 UNUSED = (
     *("k_new", "v_new", "q_v", "kv_batch_idx", "rotary_cos", "rotary_sin", "seqlens_rotary"),
-    *("q_descale", "k_descale", "v_descale", "s_aux", "cp_tot_seqused_k"),
+    *("s_aux", "cp_tot_seqused_k"),
 )
+DESCALES = ("q_descale", "k_descale", "v_descale")
 
 
 class FlashAttention3:
@@ -28,7 +30,7 @@ class FlashAttention3:
             raise Unsupported("needs keys and values of the queries' type")
         self._operators = operators
         self._schedule: torch.Tensor | None = None
-        self._out = torch.full_like(tensors.q, torch.nan)
+        self._out = torch.full_like(tensors.q, torch.nan, dtype=workload.out_dtype)
         seqused_k = tensors.kv_len_arr.to(tensors.device)
         cu_seqlens_q = tensors.qo_indptr.to(tensors.device)
         max_seqlen_q = max(request.qo_len for request in workload.requests)
@@ -63,6 +65,7 @@ class FlashAttention3:
         }
         self._run_args = common | {
             **dict.fromkeys(UNUSED),
+            **dict.fromkeys(DESCALES, _descale(tensors)),
             "q": tensors.q,
             "k": tensors.kv_cache[:, 0],
             "v": tensors.kv_cache[:, 1],
@@ -111,6 +114,14 @@ def _load(library: Path | None) -> Any:
             raise Unsupported("its library is not given: --fa3-library or ONEWAVE_FA3_LIBRARY")
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     return namespace
+
+
+def _descale(tensors: BatchTensors) -> torch.Tensor | None:
+    """Of queries, keys and values alike, where they are fp8: 1 for each kv head of each request."""
+    workload = tensors.workload
+    if workload.dtype != FP8:
+        return None
+    return torch.ones(len(workload.requests), workload.num_kv_heads, device=tensors.device)
 
 
 def _block_table(tensors: BatchTensors) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from onewave.bench.peers.split import by_kind
 from onewave.bench.system import Prepare, Unsupported
 from onewave.bench.tensors import BatchTensors
+from onewave.workspace import FP8
 
 WORKSPACE_BYTES = 512 << 20
 
@@ -99,6 +100,8 @@ def systems() -> dict[str, Prepare]:
 def _flashinfer(tensors: BatchTensors) -> Any:
     if tensors.workload.window_left >= 0 or tensors.workload.logits_soft_cap > 0:
         raise Unsupported("is measured without windows and soft caps")
+    if tensors.workload.dtype == FP8:
+        raise Unsupported("is measured with queries of 16 bits")
     try:
         return importlib.import_module("flashinfer")
     except ImportError as error:

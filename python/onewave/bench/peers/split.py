@@ -13,7 +13,7 @@ class Split:
 
     def __init__(self, tensors: BatchTensors, parts: list[tuple[list[int], Prepare]]) -> None:
         """`parts`: indices of requests, and the system for them; parts without requests are left out."""
-        self._out = torch.empty_like(tensors.q)
+        self._out = torch.empty_like(tensors.q, dtype=tensors.workload.out_dtype)
         self._rows = [tensors.query_rows(indices) for indices, _ in parts if indices]
         self._parts: list[System] = [
             prepare(tensors.subset(indices)) for indices, prepare in parts if indices
