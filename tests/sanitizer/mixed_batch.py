@@ -10,7 +10,7 @@ import itertools
 
 import onewave
 import torch
-from dense_batch import DenseBatch, Expected, Heads, Lens, Masks, Paged, as_scale_argument
+from dense_batch import FP8, DenseBatch, Expected, Heads, Lens, Masks, Paged, as_scale_argument
 from gpu_checks import as_block_table, check_lse, check_out, plan
 from onewave.plan_format import Plan
 from plan_checks import CALIBRATION_FILE, check_splits_both_kinds
@@ -32,11 +32,11 @@ def run(
     """Outputs of its own, which nothing has written to."""
     assert isinstance(paged.kv_cache, torch.Tensor)
     q = batch.q.cuda()
-    out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device="cuda")
+    out, lse = torch.empty_like(q, dtype=batch.out_dtype), torch.empty(q.shape[:2], device="cuda")
     on_device = {name: None if tensor is None else tensor.cuda() for name, tensor in tensors.items()}
     attention.run(q, paged.kv_cache.cuda(), out=out, lse=lse, **on_device)
     check_out(out.cpu(), expected)
-    check_lse(lse.cpu(), expected.lse)
+    check_lse(lse.cpu(), expected.lse, expected.lse_bound)
 
 
 def run_mixed_batches() -> None:
@@ -97,20 +97,19 @@ def run_masks() -> None:
 
 
 def run_fp8() -> None:
-    """A cache of fp8: both loaders, a factor for each kv head and for groups of tokens."""
-    for head_dim, page_size in itertools.product((64, 128, 256), (1, 16)):
-        batch = DenseBatch(
-            LENS, Heads(2, 4, head_dim), torch.bfloat16, head_dim + page_size, "cpu", torch.float8_e4m3fn
-        )
+    """A cache of fp8, and queries: both loaders, a factor for each kv head and for groups of tokens."""
+    for dtype, head_dim, page_size in itertools.product((torch.bfloat16, FP8), (64, 128, 256), (1, 16)):
+        batch = DenseBatch(LENS, Heads(2, 4, head_dim), dtype, head_dim + page_size, "cpu", FP8)
         paged = batch.paged(page_size)
         attention = onewave.BatchAttention(**LIMITS, num_ctas=24, calibration=CALIBRATION_FILE)
         plan(attention, batch, paged, page_size, True)
-        for form in ("head", page_size) if head_dim <= 128 else ("head",):
+        has_group_scales = dtype != FP8 and head_dim <= 128
+        for form in ("head", page_size) if has_group_scales else ("head",):
             scales = [batch.draw_scale(form, paged, page_size) for _ in range(2)]
             expected = batch.dequantised(*scales).expected(True)
             k_scale, v_scale = (as_scale_argument(form, scale) for scale in scales)
             run(attention, batch, paged, expected, k_scale=k_scale, v_scale=v_scale)
-            print(f"{head_dim=} {page_size=} fp8 scales {form}: right", flush=True)
+            print(f"{head_dim=} {page_size=} {dtype} beside fp8, scales {form}: right", flush=True)
 
 
 def run_row_kernels() -> None:
