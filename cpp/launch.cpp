@@ -45,7 +45,7 @@ bool is_capturing(CUstream stream) {
 /// Of powers of two; of other page sizes, which no box is made for, something.
 int32_t log2_of(int32_t x) { return std::countr_zero(static_cast<uint32_t>(x)); }
 
-/// Of one panel and kv head. Where a wide stage is widened, each of the producer's warps loads its own rows.
+/// Of one panel and kv head. Of a cache of e4m3 each of the producer's warps loads its own rows.
 TmaBox make_panel_box(const AttentionShape& shape) {
   const int32_t stage = stage_kv(shape.head_dim_vo);
   const int32_t rows = shape.kv_dtype == DType::kFloat8E4M3 ? stage / kProducerWarps : stage;

@@ -221,7 +221,7 @@ void check_states(const StateSet& states, const MergeArgs& args) {
   check_not_null("s", states.s);
 }
 
-void check_out_dtype(DType dtype, DType out_dtype, bool is_on_cpu) {
+void check_output_type(DType dtype, DType out_dtype, bool is_on_cpu) {
   if (dtype != DType::kFloat8E4M3) {
     if (out_dtype == dtype) return;
     fail("out_dtype is ", dtype_name(out_dtype), "; it must be that of q, ", dtype_name(dtype));
@@ -234,14 +234,15 @@ void check_out_dtype(DType dtype, DType out_dtype, bool is_on_cpu) {
 
 }  // namespace
 
-void check_out_dtype(DType dtype, DType out_dtype) { check_out_dtype(dtype, out_dtype, false); }
+void check_out_dtype(DType dtype, DType out_dtype) { check_output_type(dtype, out_dtype, false); }
 
 void check_cpu_dtypes(const RunArgs& args) {
   if (args.kv_dtype != args.dtype && args.kv_dtype != DType::kFloat8E4M3) {
     fail("kv_dtype is ", dtype_name(args.kv_dtype), "; it must be ", dtype_name(DType::kFloat8E4M3),
          ", or that of q, ", dtype_name(args.dtype));
   }
-  check_out_dtype(args.dtype, args.out_dtype, true);
+  check_output_type(args.dtype, args.out_dtype, true);
+  check_q_scales(args);
 }
 
 void check_run_args(const RunArgs& args, const RunSituation& situation) {

@@ -29,7 +29,7 @@ inline constexpr int kHeadDimVo = ONEWAVE_HEAD_DIM_VO;
 inline constexpr bool kFp8Kv = std::is_same_v<KvElement, ptx::E4M3>;
 inline constexpr bool kFp8Queries = std::is_same_v<QueryElement, ptx::E4M3>;
 inline constexpr bool kWidens = kFp8Kv && !kFp8Queries;
-static_assert(kFp8Kv ? std::is_same_v<KvElement, ptx::E4M3> : std::is_same_v<KvElement, QueryElement>);
+static_assert(kFp8Kv || std::is_same_v<KvElement, QueryElement>);
 
 /// Of 16 bits: what the narrow kind multiplies Q and K as, and weights and V. An e4m3 is as exact in fp16, to
 /// which there is an instruction; beside queries of 16 bits K has their type, whose range is its own.
@@ -123,9 +123,9 @@ inline constexpr int kScaleArrivals = kGroupScales ? 32 : 0;
 /// producer spills with fewer.
 inline constexpr bool kBusyProducer =
     (kGather && kMasked && kHeadDimVo > 192) || (kGroupScales && kHeadDimVo < 128);
-inline constexpr int kProducerRegisters = kBusyProducer                                 ? 72
-                                          : kGather || (kFp8Kv && (kWidens || kMasked)) ? 56
-                                                                                        : 40;
+inline constexpr int kProducerRegisters = kBusyProducer                                    ? 72
+                                          : kGather || kWidens || (kFp8Queries && kMasked) ? 56
+                                                                                           : 40;
 inline constexpr int kConsumerRegisters = kProducerRegisters == 40                         ? 232
                                           : kBusyProducer || (kHeadDimVo == 64 && !kFp8Kv) ? 216
                                                                                            : 224;
@@ -180,8 +180,9 @@ inline constexpr int kQueryLoaderThreads = kLoadsTogether<kKind> ? 128 : 64;
 
 /// A wide row's weights are relative to a reference, which is raised to the row's maximum only where a score
 /// exceeds it by more than this, as an exponent of two: most tiles raise nothing. A reference's own weight is
-/// exactly 1, so with a small rise a row that few keys dominate stays nearly as exact as with the maximum; at
-/// 8 the error of random batches grows by 4 %, and the largest errors by up to half (bench/NOTES.md).
+/// exactly 1 (or 2^kWeightShift), so with a small rise a row that few keys dominate stays nearly as exact as
+/// with the maximum; at 8 the error of random batches grows by 4 %, and the largest errors by up to half
+/// (bench/NOTES.md).
 inline constexpr float kMaxRiseLog2 = 2.f;
 
 /// Whether the exponentials of the two wide consumer warpgroups take turns. At head_dim 64 they cost as much
@@ -190,8 +191,8 @@ inline constexpr float kMaxRiseLog2 = 2.f;
 /// Those of e4m3 take half the time, and a turn saves 6 % there.
 inline constexpr bool kTakeTurns = kHeadDimVo < 128 || kFp8Queries;
 
-/// Weights of e4m3 are this many powers of two larger, so that those down to 2^-12 of the largest have all
-/// their bits: a weight is at most 2^kMaxRiseLog2, and an e4m3 at most 448.
+/// Weights of e4m3 are this many powers of two larger, so that those down to 2^-12 of the reference have all
+/// their bits, and only those below 2^-16 become 0: a weight is at most 2^kMaxRiseLog2, and an e4m3 448.
 inline constexpr int kWeightShift = kFp8Queries ? 6 : 0;
 
 /// Tensor cores keep some 12 bits of a sum of products of e4m3, and what they add to it is cut off there:

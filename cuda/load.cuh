@@ -3,8 +3,8 @@
 /// How Q, K and V reach shared memory. Both K/V loaders have the same face:
 ///
 ///   rows = loader.lookup<kIsInner>(keys, item, tile_begin, n)  starts reading the page ids of the n-th tile;
-///                                                              used two tiles later. kIsInner: it has all
-///                                                              its keys
+///                                                              used one or two tiles later. kIsInner: it
+///                                                              has all its keys
 ///   loader.load_k(rows, kv_head, stage, full), load_v(...)    fills one stage and arrives on its full
 ///   barrier
 ///
@@ -32,8 +32,8 @@ __device__ __forceinline__ uint64_t kv_cache_policy(const PlanHeader* header) {
   return header->num_narrow_ctas > 0 ? ptx::kEvictLast : ptx::kEvictNormal;
 }
 
-/// The page ids of all requests. Masked kernels that widen read the address each time: their producers have
-/// no registers to keep it in.
+/// The page ids of all requests. Masked kernels of a cache of e4m3 read the address each time: their
+/// producers have no registers to keep it in.
 __device__ __forceinline__ const int32_t* page_table(const KernelParams& params, const int32_t* kept) {
   return kMasked && kFp8Kv ? reinterpret_cast<const int32_t*>(plan_header(params)->kv_indices) : kept;
 }
@@ -322,7 +322,7 @@ struct GatherLoader {
   template <bool kAllValid, int kCols>
   __device__ __forceinline__ static void copy_rows(const char* first, uint32_t offset,
                                                    uint32_t first_target) {
-#pragma unroll(kFp8Kv ? 4 : kLanesRows)  // all at once spill a producer that also widens
+#pragma unroll(kFp8Kv ? 4 : kLanesRows)  // all at once spill a producer that makes operands too
     for (int i = 0; i < kLanesRows; ++i) {
       const uint32_t row_offset = __shfl_sync(0xffffffff, offset, i, kPanelChunks);
       const bool valid = kAllValid || row_offset != kNoRow;

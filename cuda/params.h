@@ -37,8 +37,9 @@ struct GatheredTensor {
   uint32_t head_chunks;
 };
 
-/// Where the factor of a row of K or V lies, from k_scale_ptr or v_scale_ptr on. Only kernels that widen
-/// look: at that of a kv head, and the masked ones at that of a group of tokens in a page too.
+/// Where the factor of a row of K or V lies, from k_scale_ptr or v_scale_ptr on. Only kernels of a
+/// cache of e4m3 look: at that of a kv head, and masked ones that widen at that of a group of tokens in a
+/// page too.
 struct ScaleStrides {
   int64_t page;
   int32_t group;

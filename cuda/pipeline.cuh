@@ -83,11 +83,11 @@ struct KindRings {
   Ring<kStages> v;
 
   __device__ void init() {
-    constexpr bool kOfProducer = kFp8Kv && kKind == Kind::kWide;  // who makes it of what was loaded
+    constexpr bool kMakesOperands = kFp8Kv && kKind == Kind::kWide;  // the producer, of what it loads
     constexpr uint32_t kLoadedArrivals = kGather ? kWarpgroupThreads : kArrivingLanes;
     constexpr uint32_t kMadeArrivals = kProducerWarps * kArrivingLanes;
     q.init(kQueryLoaderThreads<kKind> + 1);  // the last is of the thread that writes the item's record
-    if constexpr (!kOfProducer) {
+    if constexpr (!kMakesOperands) {
       k.init(kLoadedArrivals + (kGather ? 0 : kScaleArrivals));
       v.init(kLoadedArrivals);
     } else {

@@ -28,7 +28,8 @@ inline constexpr bool kStreamDraws = kLoadsTogether<Kind::kWide> || kQueryStages
 inline constexpr int kDrawingWarp = kStreamDraws ? 0 : 2;
 
 inline constexpr int kQueueSlots = kFp8Kv && kHeadDimVo > 192 ? 11 : 16;  // there is no room for more
-/// From the tile of keys that is looked up to the one that is loaded or, for widening, widened.
+/// From the tile of keys that is looked up to the one that is loaded or, of a cache of e4m3, widened or
+/// transposed.
 inline constexpr int kTilesAhead = kFp8Kv ? 3 : 2;
 static_assert(kQueueSlots - 1 - kTilesAhead - kWideStages >= 5);
 

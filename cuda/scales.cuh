@@ -43,8 +43,8 @@ __device__ __forceinline__ const float* group_scale(const float* scales, const S
 
 /// The factors of one launch, or where K and V are e4m3 of a kv head.
 struct Scales {
-  float score_log2;  ///< sm_scale * log2(e) * k_scale; with a soft cap, of what cap_score() makes of one: the
-                     ///< cap * log2(e)
+  float score_log2;  ///< sm_scale * log2(e) * q_scale * k_scale; with a soft cap, of what cap_score() makes
+                     ///< of one: the cap * log2(e)
   float v;
   float cap_log2 = 0.f;  ///< as cap_score() takes it; 0: there is no soft cap
 

@@ -23,7 +23,8 @@ namespace onewave {
 /// warp wait for those that it has just asked for when it uses the ones before.)
 ///
 /// Where a stage has 64 rows, pairs of threads look up the same: beside the longest rows that are widened
-/// there is room for one of each pair's alone, and for three tiles', which is as many as there are.
+/// there is room for one of each pair's alone, and for three tiles', which is as many as there are. (Beside
+/// those that are transposed there would be more.)
 inline constexpr bool kSharePageIds = kFp8Kv && kHeadDimVo > 192;
 inline constexpr int kPageIdSlots = kSharePageIds ? 3 : 4;
 struct GatheredPageIds {

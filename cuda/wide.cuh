@@ -86,7 +86,7 @@ class WideConsumer {
     return fminf(kMaxRiseLog2 / scales.score_log2, FLT_MAX);
   }
 
-  /// Of V; what was widened is one box.
+  /// Of V; what was widened is one box, and what was transposed has no use for it.
   __device__ __forceinline__ static BoxLayout<kVoPanels> operand_layout(const KernelParams& params) {
     if constexpr (kFp8Kv) return {kStageKvShift};
     return box_layout<kVoPanels>(params);
@@ -416,7 +416,7 @@ class WideConsumer {
     ptx::fence_registers(exponents);
   }
 
-  /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns.
+  /// The accumulator layout of 16 columns is wgmma's layout of a left operand of 16 columns of 16 bits.
   __device__ __forceinline__ static void weigh(const float (&exponents)[kWideScores], RowState (&rows)[2],
                                                WideWeights& weights) {
     float sums[4] = {};  // of row 0, row 1, row 0, row 1

@@ -1,9 +1,8 @@
 #pragma once
 
 /// K and V of e4m3 for the wide kind beside queries of 16 bits, whose products want such operands in shared
-/// memory: a producer warp
-/// loads its rows of a tile of K and of V as they are, and widens each into the stages of the rings, by
-/// turns:
+/// memory: a producer warp loads its rows of a tile of K and of V as they are, and widens each into the
+/// stages of the rings, by turns:
 ///
 ///   loaded.k   | K_n lands    | K_n-1 lands     | ...
 ///   the warp   | widens V_n+1 | widens K_n      | widens V_n | ...

@@ -643,3 +643,8 @@ def test_executor_refuses(planned: onewave.BatchAttention) -> None:
         args = _core.RunArgs(dtype, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0, kv_dtype, out_dtype)
         with pytest.raises(ValueError, match=message):
             _core.execute_plan(planned.plan_bytes(), args, 1)
+    scaled = _core.RunArgs(bfloat16, *[0] * 11, 6, *[0] * 3, 4, 0, 0.0, 1.0, 1.0, 0, 0, 0)
+    factors = torch.ones(2)
+    scaled.set_scales(0.0, 1.0, 1.0, 0, 0, 0, q_scale_ptr=factors.data_ptr())
+    with pytest.raises(ValueError, match="q_scales are given; they must be null where q is bfloat16"):
+        _core.execute_plan(planned.plan_bytes(), scaled, 1)
