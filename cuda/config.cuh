@@ -122,7 +122,7 @@ inline constexpr int kScaleArrivals = kGroupScales ? 32 : 0;
 /// which moves a gathering stream by 5 % and the wide loop of head_dim 64 by 8 % (bench/NOTES.md). A busy
 /// producer spills with fewer.
 inline constexpr bool kBusyProducer =
-    (kGather && kMasked && kHeadDimVo > 192) || (kGroupScales && kHeadDimVo < 128);
+    (kGather && kMasked && kHeadDimVo > 192 && !kFp8Queries) || (kGroupScales && kHeadDimVo < 128);
 inline constexpr int kProducerRegisters = kBusyProducer                                    ? 72
                                           : kGather || kWidens || (kFp8Queries && kMasked) ? 56
                                                                                            : 40;
@@ -133,9 +133,10 @@ static_assert(kWarpgroupThreads * kProducerRegisters + kConsumerThreads * kConsu
               kNumThreads * 168);
 
 /// A stage of V as the wide kind multiplies it. Transposed a row is a column of V, and has its keys: 128, or
-/// 64 in the first half.
+/// 64 in the first half; and behind them are eight rows of ones, whose products are sums of the weights.
+inline constexpr int kOnesRows = 8;
 inline constexpr int kWideValueBytes =
-    kFp8Queries ? kHeadDimVo * kPanelRowBytes : kStageKv * kVoPanels * kPanelRowBytes;
+    kFp8Queries ? (kHeadDimVo + kOnesRows) * kPanelRowBytes : kStageKv * kVoPanels * kPanelRowBytes;
 
 /// A stage of K and one of V: of the wide kind's operands, and of the narrow kind's.
 inline constexpr int kStageBytes = kStageKv * kQkPanels * kPanelRowBytes + kWideValueBytes;
@@ -180,7 +181,7 @@ inline constexpr int kQueryLoaderThreads = kLoadsTogether<kKind> ? 128 : 64;
 
 /// A wide row's weights are relative to a reference, which is raised to the row's maximum only where a score
 /// exceeds it by more than this, as an exponent of two: most tiles raise nothing. A reference's own weight is
-/// exactly 1 (or 2^kWeightShift), so with a small rise a row that few keys dominate stays nearly as exact as
+/// exactly 1 (or kUnitWeight), so with a small rise a row that few keys dominate stays nearly as exact as
 /// with the maximum; at 8 the error of random batches grows by 4 %, and the largest errors by up to half
 /// (bench/NOTES.md).
 inline constexpr float kMaxRiseLog2 = 2.f;
@@ -191,16 +192,20 @@ inline constexpr float kMaxRiseLog2 = 2.f;
 /// Those of e4m3 take half the time, and a turn saves 6 % there.
 inline constexpr bool kTakeTurns = kHeadDimVo < 128 || kFp8Queries;
 
-/// Weights of e4m3 are this many powers of two larger, so that those down to 2^-12 of the reference have all
-/// their bits, and only those below 2^-16 become 0: a weight is at most 2^kMaxRiseLog2, and an e4m3 448.
-inline constexpr int kWeightShift = kFp8Queries ? 6 : 0;
+/// A reference's weight. Of e4m3 as large as can be: a weight is at most 2^kMaxRiseLog2 of it, and an e4m3 at
+/// most 448, so those down to 2^-12.8 of a reference's have all their bits, and those below 2^-16.8 are 0.
+inline constexpr float kUnitWeight = kFp8Queries ? 112.f : 1.f;
+inline constexpr float kUnitWeightLog2 = kFp8Queries ? 6.80735492f : 0.f;
 
 /// Tensor cores keep some 12 bits of a sum of products of e4m3, and what they add to it is cut off there:
 /// with all of 4096 keys in one sum outputs come out 5 % too small (bench/NOTES.md). So P V of a tile is a
 /// sum of its own, of so many columns at a time as there are registers for, and added to the others' in
 /// float32.
 inline constexpr bool kSumsApart = kFp8Queries;
-inline constexpr int kSumCols = kHeadDimVo <= 128 ? kHeadDimVo : kHeadDimVo == 192 ? 96 : 64;
+inline constexpr int kSumCols = kHeadDimVo == 192 ? 96
+                                : kHeadDimVo > 128 || (kHeadDimVo == 128 && (kGather || kMasked))
+                                    ? 64
+                                    : kHeadDimVo;
 
 /// Named barriers (0 is __syncthreads).
 enum NamedBarrier : int {

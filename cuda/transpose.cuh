@@ -113,6 +113,14 @@ __device__ __forceinline__ void load_and_transpose(const KernelParams& params, c
     transpose_rows(v, layout, warp, tiles.v[at.stage()]);
     arrive_warp(&rings.v.full[at.stage()]);
   };
+  // Nobody writes over them: as wide items begin, and not before.
+  for (auto& stage : tiles.v) {
+    constexpr uint32_t kOnes = 0x38383838;
+    if (threadIdx.x < kOnesRows * kPanelChunks)
+      ptx::store_shared_16(
+          ptx::shared_address(stage) + kHeadDimVo * kPanelRowBytes + threadIdx.x * kChunkBytes,
+          make_uint4(kOnes, kOnes, kOnes, kOnes));
+  }
   // Of three tiles one after another: its page ids are on their way, its K and V are asked for, its V is
   // transposed.
   PackedTile<Loader> tile;

@@ -120,13 +120,16 @@ class WideConsumer {
   /// would make the compiler serialise all products.
   __device__ __forceinline__ void attend(const HeadItem& tile, float (&scores)[kWideScores]) {
     float out[kWideOut];
+    float weight_sums[2] = {};  // of the rows, as they are multiplied: where they are of e4m3
     if constexpr (kSumsApart) clear(out);
     RowState rows[2];
     float factors[2], out_scales[2];
-    // The first row of the warpgroup sees the fewest keys.
-    const int all_visible = tile.rows.visible_end(warpgroup_ * 64);
+    // The first row of the warpgroup sees the fewest keys. (Where it would be spilled it is made anew.)
+    const auto find_all_visible = [&] { return tile.rows.visible_end(remade(warpgroup_) * 64); };
+    const int kept_visible = find_all_visible();
     const auto mask_edges = [&](int tile_begin) {
       if (kMasked && scales_.cap_log2 > 0) cap(scores);
+      const int all_visible = kMasked && kSumsApart ? find_all_visible() : kept_visible;
       if (tile_begin + kStageKv > all_visible || (kMasked && touches_mask(tile.rows, tile_begin)))
         mask(scores, tile.rows, tile_begin);
     };
@@ -139,7 +142,7 @@ class WideConsumer {
     take_maxima(scores, maxima);
     raise_references(maxima, rows, factors);
     wait_next_scores(false, tile_begin <= kv_begin);
-    multiply(scores, rows, out, false, last_tile_keys);
+    multiply(scores, rows, out, weight_sums, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kStageKv;
       const bool has_next_keys = rings_.k.is_full(at_.k);
@@ -149,10 +152,14 @@ class WideConsumer {
       if (rise) raise_references(maxima, rows, factors);
       wait_next_scores(has_next_keys, tile_begin <= kv_begin);
       if constexpr (!kSumsApart) wait_out(out);
-      if (rise) rescale(out, factors);
-      multiply(scores, rows, out, true, kStageKv);
+      if (rise) {
+        rescale(out, factors);
+        weight_sums[0] *= factors[0];
+        weight_sums[1] *= factors[1];
+      }
+      multiply(scores, rows, out, weight_sums, true, kStageKv);
     }
-    finish_rows(tile, rows, out_scales);
+    finish_rows(tile, weight_sums, rows, out_scales);
     if constexpr (!kSumsApart) wait_out(out);
     store(tile, out, out_scales);
   }
@@ -185,17 +192,26 @@ class WideConsumer {
   }
 
   /// O += weights V, some columns after the others, and the products of the tile first by themselves
-  /// (kSumsApart).
-  __device__ __forceinline__ void add_values(float (&out)[kWideOut], const WideWeights& weights) {
+  /// (kSumsApart); and likewise the sums of the weights.
+  template <int kParts = kHeadDimVo / kSumCols>
+  __device__ __forceinline__ void add_values(float (&out)[kWideOut], float (&weight_sums)[2],
+                                             const WideWeights& weights) {
     constexpr int kSums = kSumCols / 2;
-    constexpr int kParts = kHeadDimVo / kSumCols;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
+      const bool is_last = part == kParts - 1;
       float sums[kSums];
+      float ones[4];  // two of each row, which are equal
       issue_out(sums, weights, part * kSumCols, false);
+      if (is_last) issue_out(ones, weights, kHeadDimVo, false);
       ptx::wgmma_wait_group<0>();
       ptx::fence_registers(sums);
-      if (part == kParts - 1) rings_.v.release(at_.v);
+      if (is_last) {
+        ptx::fence_registers(ones);
+        rings_.v.release(at_.v);
+        weight_sums[0] += ones[0];
+        weight_sums[1] += ones[2];
+      }
 #pragma unroll
       for (int i = 0; i < kSums; ++i) out[part * kSums + i] += sums[i];
     }
@@ -204,7 +220,8 @@ class WideConsumer {
   /// Issues the next scores, makes weights of these meanwhile, issues O += weights V, and waits for the next
   /// scores: O stays in flight, where its sums are not apart.
   __device__ __forceinline__ void multiply(float (&scores)[kWideScores], RowState (&rows)[2],
-                                           float (&out)[kWideOut], bool accumulate, int valid_keys) {
+                                           float (&out)[kWideOut], float (&weight_sums)[2], bool accumulate,
+                                           int valid_keys) {
     float exponents[kWideScores];
     WideWeights weights;
     scale(scores, rows, exponents);
@@ -222,7 +239,7 @@ class WideConsumer {
     if (!kGroupScales) rings_.v.wait_full(at_.v);
     if (!kGather && !kFp8Kv && valid_keys < kStageKv) clear_tail(valid_keys);
     if constexpr (kSumsApart) {
-      add_values(out, weights);
+      add_values(out, weight_sums, weights);
     } else {
       issue_out(out, weights, 0, accumulate);
       ptx::wgmma_wait_group<1>();
@@ -260,7 +277,7 @@ class WideConsumer {
         ptx::shared_address(storage_.tiles.q[at_.q.stage()]) + warpgroup_ * 64 * kPanelRowBytes;
     const ptx::WgmmaDescriptor q(q_rows, 16, kGroupBytes);
     const ptx::WgmmaDescriptor k(ptx::shared_address(storage_.tiles.k[at_.k.stage()]), 16, kGroupBytes);
-    if (kGather || kFp8Kv) ptx::fence_proxy_async();
+    if (kGather || kWidens) ptx::fence_proxy_async();  // or TMA wrote it
     ptx::fence_registers(scores);
     ptx::wgmma_fence();
 #pragma unroll
@@ -283,7 +300,7 @@ class WideConsumer {
   __device__ __forceinline__ void issue_out(float (&out)[kSums], const WideWeights& weights, int first_col,
                                             bool accumulate) {
     const ptx::WgmmaDescriptor v = values();
-    if (kGather || kFp8Kv) ptx::fence_proxy_async();
+    if ((kGather || kFp8Kv) && first_col == 0) ptx::fence_proxy_async();
     ptx::fence_registers(out);
     ptx::wgmma_fence();
 #pragma unroll
@@ -410,7 +427,7 @@ class WideConsumer {
                                         float (&exponents)[kWideScores]) const {
 #pragma unroll
     for (int i = 0; i < kWideScores; ++i) {
-      const float scaled_max = finite_max(rows[i / 2 % 2].m) * scales_.score_log2 - kWeightShift;
+      const float scaled_max = finite_max(rows[i / 2 % 2].m) * scales_.score_log2 - kUnitWeightLog2;
       exponents[i] = fmaf(scores[i], scales_.score_log2, -scaled_max);
     }
     ptx::fence_registers(exponents);
@@ -470,8 +487,8 @@ class WideConsumer {
 
   /// Where an item's last weights are made: stores the rows' lse. `out_scales`: what the output is to be
   /// multiplied with.
-  __device__ __forceinline__ void finish_rows(const HeadItem& tile, RowState (&rows)[2],
-                                              float (&out_scales)[2]) const {
+  __device__ __forceinline__ void finish_rows(const HeadItem& tile, const float (&weight_sums)[2],
+                                              RowState (&rows)[2], float (&out_scales)[2]) const {
     const Output output(params_, tile.item, tile.rows, tile.kv_head);
 #pragma unroll
     for (int lanes = 1; lanes < 4; lanes *= 2) {
@@ -481,10 +498,12 @@ class WideConsumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first_row_ + 8 * r;
-      constexpr float kUnit = 1.f / (1 << kWeightShift);
-      const RowEnd end(rows[r].m, rows[r].l * kUnit, output.item_sink(0, row), scales_.score_log2, scales_.v);
+      const float l = rows[r].l / kUnitWeight;
+      const RowEnd end(rows[r].m, l, output.item_sink(0, row), scales_.score_log2, scales_.v);
       if (thread_ % 4 == 0 && row < tile.item.num_rows) output.store_lse(0, row, end.lse);
-      out_scales[r] = end.out_scale * kUnit;
+      out_scales[r] = end.out_scale;
+      // By the sum of the weights as they were multiplied: rounding may move those of a row all alike.
+      if (kFp8Queries && l > 0.f) out_scales[r] *= l * ptx::rcp(weight_sums[r]);
     }
   }
 

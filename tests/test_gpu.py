@@ -163,6 +163,23 @@ def test_fp8_means_of_many_keys(heads: Heads, seed: int) -> None:
     assert (out - 1).abs().max().item() <= 2**-6
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_fp8_rows_of_equal_scores(head_dim: int, seed: int) -> None:
+    """Rounding moves all weights of such a row alike, by up to a sixteenth, and the row is divided by their sum. Where all
+    values are 1 it is 1."""
+    batch = DenseBatch([Lens(4096, 256), Lens(300, 70, 3)], Heads(1, 4, head_dim), FP8, seed, kv_dtype=FP8)
+    for v in batch.v:
+        v.copy_(torch.ones_like(v, dtype=torch.float32))
+    paged = batch.paged(16)
+    attention = make_attention(batch, num_ctas=2)
+    outputs = Outputs(batch)
+    plan(attention, batch, paged, 16, causal=True)
+    for q_scale in (0.0001, 0.01, 0.03, 0.1):
+        run_twice(attention, outputs, paged, q_scale=q_scale)
+        error = (outputs.out[: outputs.num_rows].float() - 1).abs().max().item()
+        assert error <= torch.finfo(torch.bfloat16).eps, q_scale
+
+
 @pytest.mark.parametrize("kv_len", [0, 1, 127, 128, 129, 256])
 def test_lengths_around_a_tile(kv_len: int, seed: int) -> None:
     lens = [Lens(kv_len, qo_len) for qo_len in (0, 1, 2, 15, 16, 17, 63, 64, 65, 128, 129)]

@@ -69,11 +69,13 @@ __device__ __forceinline__ void fence_registers(uint32_t (&d)[kRows][kCols]) {
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define ONEWAVE_TEXT16_7 \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define ONEWAVE_TEXT4 "%0, %1, %2, %3"
 #define ONEWAVE_TEXT32 ONEWAVE_TEXT16_0 ", " ONEWAVE_TEXT16_1
 #define ONEWAVE_TEXT48 ONEWAVE_TEXT32 ", " ONEWAVE_TEXT16_2
 #define ONEWAVE_TEXT64 ONEWAVE_TEXT48 ", " ONEWAVE_TEXT16_3
 #define ONEWAVE_TEXT96 ONEWAVE_TEXT64 ", " ONEWAVE_TEXT16_4 ", " ONEWAVE_TEXT16_5
 #define ONEWAVE_TEXT128 ONEWAVE_TEXT96 ", " ONEWAVE_TEXT16_6 ", " ONEWAVE_TEXT16_7
+#define ONEWAVE_ACC4(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 #define ONEWAVE_ACC16(d, i)                                                                             \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),           \
       "+f"(d[i + 6]), "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), \
@@ -156,11 +158,10 @@ ONEWAVE_WGMMA_TRANS(256, 128, "%128, %129, %130, %131", "%132", "%133", "%134")
 ONEWAVE_WGMMA_E4M3(64, 32, "%32", "%33", "%34")
 ONEWAVE_WGMMA_E4M3(128, 64, "%64", "%65", "%66")
 
+ONEWAVE_WGMMA_E4M3_A(8, 4, "%4, %5, %6, %7", "%8", "%9")
 ONEWAVE_WGMMA_E4M3_A(64, 32, "%32, %33, %34, %35", "%36", "%37")
 ONEWAVE_WGMMA_E4M3_A(96, 48, "%48, %49, %50, %51", "%52", "%53")
 ONEWAVE_WGMMA_E4M3_A(128, 64, "%64, %65, %66, %67", "%68", "%69")
-ONEWAVE_WGMMA_E4M3_A(192, 96, "%96, %97, %98, %99", "%100", "%101")
-ONEWAVE_WGMMA_E4M3_A(256, 128, "%128, %129, %130, %131", "%132", "%133")
 
 #undef ONEWAVE_WGMMA_E4M3_A
 #undef ONEWAVE_WGMMA_E4M3
@@ -168,6 +169,7 @@ ONEWAVE_WGMMA_E4M3_A(256, 128, "%128, %129, %130, %131", "%132", "%133")
 #undef ONEWAVE_WGMMA
 #undef ONEWAVE_ACC128
 #undef ONEWAVE_ACC96
+#undef ONEWAVE_ACC4
 #undef ONEWAVE_ACC64
 #undef ONEWAVE_ACC48
 #undef ONEWAVE_ACC32
@@ -177,6 +179,7 @@ ONEWAVE_WGMMA_E4M3_A(256, 128, "%128, %129, %130, %131", "%132", "%133")
 #undef ONEWAVE_TEXT64
 #undef ONEWAVE_TEXT48
 #undef ONEWAVE_TEXT32
+#undef ONEWAVE_TEXT4
 #undef ONEWAVE_TEXT16_7
 #undef ONEWAVE_TEXT16_6
 #undef ONEWAVE_TEXT16_5

@@ -214,10 +214,10 @@ class BatchAttention:
         sm_scale: factor of the scores; None: 1 / sqrt(head_dim_qk).
         q_data_type: of q: torch.bfloat16, torch.float16 or, beside a kv_data_type of torch.float8_e4m3fn, that;
             torch.float32 on a CPU too. Queries of fp8 multiply prompts in fp8: also the weights of the softmax are then
-            rounded to e4m3, by up to a sixteenth each, and those below 2^-15 of a row's largest may count as 0. What
-            they are divided by is not rounded: where a row's scores are nearly equal, its output may be off by as
-            much as one weight. A CPU, and on a GPU requests of up to 32 rows (qo_len * num_qo_heads / num_kv_heads)
-            but for what they share in prefix_groups, round none of them so.
+            rounded to e4m3, by up to a sixteenth each, and those below 2^-15 of a row's largest may count as 0; an
+            output is divided by the sum of the rounded ones, and the lse has that of the exact ones. A CPU, and on a
+            GPU requests of up to 32 rows (qo_len * num_qo_heads / num_kv_heads) but for what they share in
+            prefix_groups, round none of them so.
         kv_data_type: of kv_cache: q_data_type, or torch.float8_e4m3fn (beside another q_data_type on a GPU only where
             head_dim_qk and head_dim_vo are equal). A decode then reads half the bytes; a prompt's keys are widened on
             their way, which takes a third more time (bench/NOTES.md), unless q is of fp8 too: a tenth less.
