@@ -414,7 +414,9 @@ def _fp8_bounds(
     likely = times_v(errors.square(), v.square()).sqrt_() * MAX_DEVIATIONS
     of_sums = times_v(weights, v.abs()) * SUM_ROUNDING
     # What is divided by is the sum of the rounded weights, and has their errors too.
-    sum_error = torch.minimum(errors.sum(-1, keepdim=True), errors.norm(dim=-1, keepdim=True) * MAX_DEVIATIONS)
+    sum_error = torch.minimum(
+        errors.sum(-1, keepdim=True), errors.norm(dim=-1, keepdim=True) * MAX_DEVIATIONS
+    )
     sum_error += weights.sum(-1, keepdim=True) * SUM_ROUNDING
     out_bound = (torch.minimum(at_worst, likely) + of_sums + out.abs() * sum_error) / total
     out_bound += out.abs() * score_error

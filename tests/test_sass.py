@@ -48,13 +48,23 @@ def is_product(instruction: Instruction) -> bool:
     return instruction.is_a("HGMMA") or instruction.is_a("QGMMA")
 
 
-def is_out(instruction: Instruction) -> bool:
-    """O += P V, the product whose left operand lies in registers."""
+def is_of_weights(instruction: Instruction) -> bool:
+    """Whose left operand lies in registers."""
     return is_product(instruction) and re.match(r"R\d+, R\d+, gdesc", instruction.operands) is not None
 
 
+def is_sum(instruction: Instruction) -> bool:
+    """Weights of e4m3 times eight columns of ones."""
+    return is_of_weights(instruction) and ".64x8x32." in instruction.opcode
+
+
+def is_out(instruction: Instruction) -> bool:
+    """O += P V."""
+    return is_of_weights(instruction) and not is_sum(instruction)
+
+
 def is_score(instruction: Instruction) -> bool:
-    return is_product(instruction) and not is_out(instruction)
+    return is_product(instruction) and not is_of_weights(instruction)
 
 
 def head_dims(name: str) -> tuple[int, int]:
@@ -79,7 +89,10 @@ def product_k(name: str) -> int:
 
 def num_parts(name: str) -> int:
     """Of the columns of O, which are summed apart: head_dim / kSumCols of config.cuh."""
-    return {192: 2, 256: 4}.get(head_dims(name)[1], 1) if has_fp8_queries(name) else 1
+    if not has_fp8_queries(name):
+        return 1
+    is_tight = "gather" in name or "masked" in name
+    return {128: 2 if is_tight else 1, 192: 2, 256: 4}.get(head_dims(name)[1], 1)
 
 
 def num_outs(name: str) -> int:
@@ -163,21 +176,23 @@ def test_every_product_is_there_once(kernel: Kernel) -> None:
     name, code = kernel
     assert len(positions(code, is_score)) == NUM_SCORES * head_dims(name)[0] // product_k(name)
     assert len(positions(code, is_out)) == NUM_OUTS * num_outs(name)
+    num_sums = stage_kv(name) // product_k(name) if has_fp8_queries(name) else 0
+    assert len(positions(code, is_sum)) == NUM_OUTS * num_sums
 
 
 def test_no_product_is_serialised(kernel: Kernel) -> None:
     """Only the last product of a group can be waited for; where the compiler serialises, every one is."""
     name, code = kernel
     last_ones = [i for i in code if is_product(i) and i.operands.endswith(", gsb0")]
-    expected = [NUM_SCORES, NUM_OUTS * num_parts(name)]
-    assert [sum(map(is_one, last_ones)) for is_one in (is_score, is_out)] == expected
+    expected = [NUM_SCORES, NUM_OUTS * num_parts(name), NUM_OUTS * has_fp8_queries(name)]
+    assert [sum(map(is_one, last_ones)) for is_one in (is_score, is_out, is_sum)] == expected
 
 
 def test_exponentials_run_under_the_next_scores(kernel: Kernel) -> None:
     step = wide_step(kernel)
     first_score, first_out = positions(step, is_score)[0], positions(step, is_out)[0]
     exponentials = positions(step, lambda i: i.opcode == "MUFU.EX2")
-    part = 2 / 3 if has_fp8_queries(kernel[0]) else 7 / 8  # of e4m3 there are half as many scores to issue
+    part = 1 / 2 if has_fp8_queries(kernel[0]) else 7 / 8  # of e4m3 there are half as many scores to issue
     assert sum(first_score < i < first_out for i in exponentials) >= stage_kv(kernel[0]) // 2 * part
 
 
