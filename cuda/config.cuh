@@ -201,7 +201,6 @@ inline constexpr float kUnitWeightLog2 = kFp8Queries ? 6.80735492f : 0.f;
 /// with all of 4096 keys in one sum outputs come out 5 % too small (bench/NOTES.md). So P V of a tile is a
 /// sum of its own, of so many columns at a time as there are registers for, and added to the others' in
 /// float32.
-inline constexpr bool kSumsApart = kFp8Queries;
 inline constexpr int kSumCols = kHeadDimVo == 192 ? 96
                                 : kHeadDimVo > 128 || (kHeadDimVo == 128 && (kGather || kMasked))
                                     ? 64

@@ -37,6 +37,12 @@ struct PackedTile {
   int num_keys;
   typename Loader::Rows rows;
 
+  PackedTile() = default;
+  __device__ __forceinline__ explicit PackedTile(const KvTile<Loader>& tile)
+      : packed(tile.valid ? 2 * tile.kv_head + tile.is_first : -1),
+        num_keys(tile.num_keys),
+        rows(tile.rows) {}
+
   __device__ __forceinline__ bool valid() const { return packed >= 0; }
   __device__ __forceinline__ bool is_first() const { return packed % 2; }
   __device__ __forceinline__ int kv_head() const { return packed / 2; }

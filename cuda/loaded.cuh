@@ -6,6 +6,27 @@
 
 namespace onewave {
 
+/// Asks for K of the n-th tile, the warp's rows.
+template <class Loader>
+__device__ __forceinline__ void load_keys(const Loader& loader, const PackedTile<Loader>& tile, uint32_t n,
+                                          KvElement* stage, uint64_t* full) {
+  if constexpr (kGather) {
+    loader.template load_k<false>(tile.rows, tile.kv_head(), n, stage, full);
+  } else {
+    loader.load_k(tile.rows, tile.kv_head(), stage, full);
+  }
+}
+/// And for V.
+template <class Loader>
+__device__ __forceinline__ void load_values(const Loader& loader, const PackedTile<Loader>& tile, uint32_t n,
+                                            KvElement* stage, uint64_t* full) {
+  if constexpr (kGather) {
+    loader.template load_v<false>(tile.rows, tile.kv_head(), n, stage, full);
+  } else {
+    loader.load_v(tile.rows, tile.kv_head(), stage, full);
+  }
+}
+
 /// Makes zeros of a warp's rows from `num_rows` of the tile on: where their page is loaded, what it has there
 /// may be a NaN, and 0 * NaN is NaN.
 template <int kPanels>

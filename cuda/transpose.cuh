@@ -16,9 +16,8 @@ namespace onewave {
 /// columns a lane gets the columns 2 (l / 4) and the next, of the keys 2 (l % 4) and the next. Bytes of two
 /// registers, 8 keys apart, make four keys of one column and four of the other:
 ///
-///   keys       2 t, 2 t + 1, 8 + 2 t, 8 + 2 t + 1 at 4 t .. 4 t + 3 of 16: as weights lie in the left
-///   operand
-///              (wide.cuh)
+///   keys       2 t, 2 t + 1, 8 + 2 t, 8 + 2 t + 1 at 4 t .. 4 t + 3 of 16, for t of 0 .. 3: as weights lie
+///              in the left operand (wide.cuh)
 ///   columns    of 16 first the even ones, then the odd ones: so eight rows that stmatrix writes follow one
 ///              another, and a lane gets four columns of the output side by side
 struct TransposeLane {
@@ -90,15 +89,9 @@ __device__ __forceinline__ void load_and_transpose(const KernelParams& params, c
     KvElement* v = storage.wide.loaded.v[LoadedPosition{n}.stage()];
     uint64_t* v_full = &storage.loaded.v[LoadedPosition{n}.stage()][warp];
     rings.k.wait_empty(at);
-    if constexpr (kGather) {
-      ptx::cp_async_wait_group<1>();
-      loader.template load_k<false>(tile.rows, tile.kv_head(), n, tiles.k[at.stage()],
-                                    &rings.k.full[at.stage()]);
-      loader.template load_v<false>(tile.rows, tile.kv_head(), n, v, v_full);
-    } else {
-      loader.load_k(tile.rows, tile.kv_head(), tiles.k[at.stage()], &rings.k.full[at.stage()]);
-      loader.load_v(tile.rows, tile.kv_head(), v, v_full);
-    }
+    if constexpr (kGather) ptx::cp_async_wait_group<1>();
+    load_keys(loader, tile, n, tiles.k[at.stage()], &rings.k.full[at.stage()]);
+    load_values(loader, tile, n, v, v_full);
   };
   const auto transpose = [&](int num_keys, uint32_t n) {
     const Position at{n};
@@ -138,8 +131,7 @@ __device__ __forceinline__ void load_and_transpose(const KernelParams& params, c
     }
     if (num_values >= 0) transpose(num_values, n - 2);
     num_values = tile.valid() ? tile.num_keys : -1;
-    tile = {later_tile.valid ? 2 * later_tile.kv_head + later_tile.is_first : -1, later_tile.num_keys,
-            later_tile.rows};
+    tile = PackedTile<Loader>(later_tile);
     ++n;
   } while (tile.valid() || num_values >= 0);
 }

@@ -121,7 +121,7 @@ class WideConsumer {
   __device__ __forceinline__ void attend(const HeadItem& tile, float (&scores)[kWideScores]) {
     float out[kWideOut];
     float weight_sums[2] = {};  // of the rows, as they are multiplied: where they are of e4m3
-    if constexpr (kSumsApart) clear(out);
+    if constexpr (kFp8Queries) clear(out);
     RowState rows[2];
     float factors[2], out_scales[2];
     // The first row of the warpgroup sees the fewest keys. (Where it would be spilled it is made anew.)
@@ -129,7 +129,7 @@ class WideConsumer {
     const int kept_visible = find_all_visible();
     const auto mask_edges = [&](int tile_begin) {
       if (kMasked && scales_.cap_log2 > 0) cap(scores);
-      const int all_visible = kMasked && kSumsApart ? find_all_visible() : kept_visible;
+      const int all_visible = kMasked && kFp8Queries ? find_all_visible() : kept_visible;
       if (tile_begin + kStageKv > all_visible || (kMasked && touches_mask(tile.rows, tile_begin)))
         mask(scores, tile.rows, tile_begin);
     };
@@ -151,7 +151,7 @@ class WideConsumer {
       const bool rise = exceed_references(maxima, rows);
       if (rise) raise_references(maxima, rows, factors);
       wait_next_scores(has_next_keys, tile_begin <= kv_begin);
-      if constexpr (!kSumsApart) wait_out(out);
+      if constexpr (!kFp8Queries) wait_out(out);
       if (rise) {
         rescale(out, factors);
         weight_sums[0] *= factors[0];
@@ -160,7 +160,7 @@ class WideConsumer {
       multiply(scores, rows, out, weight_sums, true, kStageKv);
     }
     finish_rows(tile, weight_sums, rows, out_scales);
-    if constexpr (!kSumsApart) wait_out(out);
+    if constexpr (!kFp8Queries) wait_out(out);
     store(tile, out, out_scales);
   }
 
@@ -192,7 +192,7 @@ class WideConsumer {
   }
 
   /// O += weights V, some columns after the others, and the products of the tile first by themselves
-  /// (kSumsApart); and likewise the sums of the weights.
+  /// (kSumCols); and likewise the sums of the weights.
   template <int kParts = kHeadDimVo / kSumCols>
   __device__ __forceinline__ void add_values(float (&out)[kWideOut], float (&weight_sums)[2],
                                              const WideWeights& weights) {
@@ -238,7 +238,7 @@ class WideConsumer {
     pass_turn();
     if (!kGroupScales) rings_.v.wait_full(at_.v);
     if (!kGather && !kFp8Kv && valid_keys < kStageKv) clear_tail(valid_keys);
-    if constexpr (kSumsApart) {
+    if constexpr (kFp8Queries) {
       add_values(out, weight_sums, weights);
     } else {
       issue_out(out, weights, 0, accumulate);
@@ -359,7 +359,7 @@ class WideConsumer {
   }
 
   /// Where P V has registers of its own the compiler is not to keep what comes of it.
-  __device__ __forceinline__ static int remade(int x) { return kSumsApart ? ptx::opaque(x) : x; }
+  __device__ __forceinline__ static int remade(int x) { return kFp8Queries ? ptx::opaque(x) : x; }
 
   __device__ __forceinline__ void mask_windows(float (&scores)[kWideScores], const PackedRows& packed,
                                                int first_key) const {

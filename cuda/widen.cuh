@@ -152,25 +152,16 @@ __device__ __forceinline__ void load_and_widen(const KernelParams& params, const
     if (next_tile.valid()) {
       if constexpr (kGather) ptx::cp_async_wait_group<1>();
       ask_scales(next_tile, n - 1, params.k_scale_ptr, params.k_scale_strides, k);
-      if constexpr (kGather) {
-        loader.template load_k<false>(next_tile.rows, next_tile.kv_head(), n - 1, k.loaded, k.is_loaded);
-      } else {
-        loader.load_k(next_tile.rows, next_tile.kv_head(), k.loaded, k.is_loaded);
-      }
+      load_keys(loader, next_tile, n - 1, k.loaded, k.is_loaded);
     }
     if (num_values >= 0) v.widen({n - 3}, warp, num_values);
     num_values = tile.valid() ? tile.num_keys : -1;
     if (tile.valid()) {
       ask_scales(tile, n - 2, params.v_scale_ptr, params.v_scale_strides, v);
-      if constexpr (kGather) {
-        loader.template load_v<false>(tile.rows, tile.kv_head(), n - 2, v.loaded, v.is_loaded);
-      } else {
-        loader.load_v(tile.rows, tile.kv_head(), v.loaded, v.is_loaded);
-      }
+      load_values(loader, tile, n - 2, v.loaded, v.is_loaded);
     }
     tile = next_tile;
-    next_tile = {later_tile.valid ? 2 * later_tile.kv_head + later_tile.is_first : -1, later_tile.num_keys,
-                 later_tile.rows};
+    next_tile = PackedTile<Loader>(later_tile);
     ++n;
   } while (next_tile.valid() || tile.valid() || num_values >= 0);
 }

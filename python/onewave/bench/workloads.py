@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
-
 from onewave.bench.workload import Request, Workload
+from onewave.workspace import FP8
 
 # For a machine without a GPU; not among the default workloads.
 SMOKE = "smoke"
@@ -134,8 +133,8 @@ _FP8_NAMES = (
 
 
 def _in_fp8(workload: Workload) -> list[Workload]:
-    fp8_cache = replace(workload, name=f"{workload.name}_fp8", kv_dtype=torch.float8_e4m3fn)
-    return [fp8_cache, replace(fp8_cache, name=f"{fp8_cache.name}q", dtype=torch.float8_e4m3fn)]
+    fp8_cache = replace(workload, name=f"{workload.name}_fp8", kv_dtype=FP8)
+    return [fp8_cache, replace(fp8_cache, name=f"{fp8_cache.name}q", dtype=FP8)]
 
 
 def _halves(workload: Workload) -> list[Workload]:
