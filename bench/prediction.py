@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onewave import _core
 from onewave._cli.plan import plan_workload
-from onewave._cli.records import ctas_of
+from onewave._plan_records import ctas_of
 from onewave.bench.result import OURS
 from onewave.bench.workloads import WORKLOADS
 from rich.console import Console

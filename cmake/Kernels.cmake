@@ -1,7 +1,8 @@
 # The tables of kernels. The rows become cubins, the cubins an assembly file that embeds them, and the tables
 # themselves the C++ constants of cpp/kernels.h.
 
-# Each row is cuda/attention.cu compiled once more, for each of the dtypes, loaders and masks.
+# Each row is cuda/attention.cu compiled once more, for each of the dtypes, loaders and masks, and with the profiler
+# for some.
 set(ONEWAVE_HEAD_DIMS
     # head_dim_qk  head_dim_vo
     "64            64"
@@ -22,6 +23,9 @@ set(ONEWAVE_DTYPES
 set(ONEWAVE_LOADERS tma gather)
 # Causal or not, or also windows, soft caps, sinks and custom masks, which cost the others nothing so.
 set(ONEWAVE_MASKS plain masked)
+# Of Q, where there is a kernel with the profiler beside the one without. Those of fp16 take the time of those of
+# bf16, and the wheel and its build a fourth more for them.
+set(ONEWAVE_PROFILED_DTYPES bf16 fp8)
 set(ONEWAVE_KERNELS "")
 foreach(_dtypes IN LISTS ONEWAVE_DTYPES)
   foreach(_head_dims IN LISTS ONEWAVE_HEAD_DIMS)
@@ -30,10 +34,17 @@ foreach(_dtypes IN LISTS ONEWAVE_DTYPES)
     endif()
     foreach(_mask IN LISTS ONEWAVE_MASKS)
       foreach(_loader IN LISTS ONEWAVE_LOADERS)
-        list(APPEND ONEWAVE_KERNELS "${_dtypes} ${_head_dims} ${_loader} ${_mask}")
+        list(APPEND ONEWAVE_KERNELS "${_dtypes} ${_head_dims} ${_loader} ${_mask} quiet")
       endforeach()
     endforeach()
   endforeach()
+endforeach()
+foreach(_row IN LISTS ONEWAVE_KERNELS)
+  string(REGEX MATCH "^[a-z0-9]+" _dtype "${_row}")
+  if(_dtype IN_LIST ONEWAVE_PROFILED_DTYPES)
+    string(REGEX REPLACE "quiet$" "profiled" _row "${_row}")
+    list(APPEND ONEWAVE_KERNELS "${_row}")
+  endif()
 endforeach()
 
 # Each row is a source of its own in cuda/, and the C++ constant of its cubin.
@@ -59,6 +70,10 @@ set(_cpp_plain false)
 set(_cpp_masked true)
 set(_cuda_plain 0)
 set(_cuda_masked 1)
+set(_cpp_quiet false)
+set(_cpp_profiled true)
+set(_cuda_quiet 0)
+set(_cuda_profiled 1)
 
 # A cheaper one builds a library whose launcher can be tested, but not run.
 set(ONEWAVE_KERNEL_SOURCE "${PROJECT_SOURCE_DIR}/cuda/attention.cu" CACHE FILEPATH "What each row of the first table compiles")
@@ -119,6 +134,7 @@ function(onewave_add_kernels out_sources)
     list(GET row 3 head_dim_vo)
     list(GET row 4 loader)
     list(GET row 5 mask)
+    list(GET row 6 profiler)
     set(name "${dtype}")
     if(NOT kv_dtype STREQUAL dtype)
       string(APPEND name "_${kv_dtype}")
@@ -131,12 +147,15 @@ function(onewave_add_kernels out_sources)
     if(NOT mask STREQUAL "plain")
       string(APPEND name "_${mask}")
     endif()
+    if(profiler STREQUAL "profiled")
+      string(APPEND name "_profiled")
+    endif()
     set(cubin "${dir}/${name}.cubin")
     onewave_compile_kernel(
       "${name}" "${cubin}" "${ONEWAVE_KERNEL_SOURCE}"
-      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_KV_DTYPE=${_cuda_${kv_dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}};ONEWAVE_MASKED=${_cuda_${mask}}")
+      "ONEWAVE_DTYPE=${_cuda_${dtype}};ONEWAVE_KV_DTYPE=${_cuda_${kv_dtype}};ONEWAVE_HEAD_DIM_QK=${head_dim_qk};ONEWAVE_HEAD_DIM_VO=${head_dim_vo};ONEWAVE_LOADER=${_cuda_${loader}};ONEWAVE_MASKED=${_cuda_${mask}};ONEWAVE_PROFILED=${_cuda_${profiler}}")
     onewave_embed_kernel("${name}" "${cubin}")
-    string(APPEND rows "    {${_cpp_${dtype}}, ${_cpp_${kv_dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${_cpp_${mask}}, ${initialiser}},\n")
+    string(APPEND rows "    {${_cpp_${dtype}}, ${_cpp_${kv_dtype}}, ${head_dim_qk}, ${head_dim_vo}, ${_cpp_${loader}}, ${_cpp_${mask}}, ${_cpp_${profiler}}, ${initialiser}},\n")
   endforeach()
   foreach(row IN LISTS ONEWAVE_OTHER_KERNELS)
     separate_arguments(row UNIX_COMMAND "${row}")

@@ -170,6 +170,8 @@ struct BoundAttention {
     attention->run(args, pointer<void>(stream), enable_pdl);
   }
 
+  void load_profiler() { attention->load_profiler(); }
+
   void update_kv_lens(uintptr_t stream) { attention->update_kv_lens(pointer<void>(stream)); }
 
   nb::bytes plan_bytes(int32_t window) const {
@@ -182,88 +184,6 @@ struct BoundAttention {
   int32_t num_windows;
   std::optional<DeviceAttention> attention;  ///< until the destructor
 };
-
-/// Name, struct-module character and offset of a record's field, as a tuple.
-template <class Field>
-nb::tuple layout_field(const char* name, size_t offset) {
-  static_assert(sizeof(Field) == 4 || std::is_same_v<Field, uint64_t> || std::is_same_v<Field, uint16_t>);
-  const char* format = std::is_same_v<Field, float>      ? "f"
-                       : std::is_same_v<Field, int32_t>  ? "i"
-                       : std::is_same_v<Field, uint32_t> ? "I"
-                       : std::is_same_v<Field, uint16_t> ? "H"
-                                                         : "Q";
-  return nb::make_tuple(name, format, offset);
-}
-
-// The only way to say a member's name and its offset together.
-#define ONEWAVE_FIELD(record, field) layout_field<decltype(record::field)>(#field, offsetof(record, field))
-
-template <class... Fields>
-nb::tuple record_layout(size_t size, Fields... fields) {
-  nb::list list;
-  (list.append(fields), ...);
-  return nb::make_tuple(size, list);
-}
-
-nb::tuple header_layout() {
-  return record_layout(
-      sizeof(PlanHeader), ONEWAVE_FIELD(PlanHeader, magic), ONEWAVE_FIELD(PlanHeader, version),
-      ONEWAVE_FIELD(PlanHeader, num_bytes), ONEWAVE_FIELD(PlanHeader, num_ctas),
-      ONEWAVE_FIELD(PlanHeader, num_items), ONEWAVE_FIELD(PlanHeader, wide_begin),
-      ONEWAVE_FIELD(PlanHeader, num_split_tiles), ONEWAVE_FIELD(PlanHeader, num_partial_rows),
-      ONEWAVE_FIELD(PlanHeader, ctas_offset), ONEWAVE_FIELD(PlanHeader, items_offset),
-      ONEWAVE_FIELD(PlanHeader, split_tiles_offset), ONEWAVE_FIELD(PlanHeader, counters_offset),
-      ONEWAVE_FIELD(PlanHeader, num_narrow_ctas), ONEWAVE_FIELD(PlanHeader, num_first_items),
-      ONEWAVE_FIELD(PlanHeader, num_draws), ONEWAVE_FIELD(PlanHeader, item_bounds_offset),
-      ONEWAVE_FIELD(PlanHeader, actual_kv_lens), ONEWAVE_FIELD(PlanHeader, kv_indices),
-      ONEWAVE_FIELD(PlanHeader, batch_size), ONEWAVE_FIELD(PlanHeader, total_qo_len),
-      ONEWAVE_FIELD(PlanHeader, num_qo_heads), ONEWAVE_FIELD(PlanHeader, num_kv_heads),
-      ONEWAVE_FIELD(PlanHeader, group_size), ONEWAVE_FIELD(PlanHeader, head_dim_qk),
-      ONEWAVE_FIELD(PlanHeader, head_dim_vo), ONEWAVE_FIELD(PlanHeader, page_size),
-      ONEWAVE_FIELD(PlanHeader, sm_scale_log2), ONEWAVE_FIELD(PlanHeader, logits_soft_cap),
-      ONEWAVE_FIELD(PlanHeader, mask_tiles_offset), ONEWAVE_FIELD(PlanHeader, mask_rows_offset),
-      ONEWAVE_FIELD(PlanHeader, partial_rows_offset), ONEWAVE_FIELD(PlanHeader, row_members_offset),
-      ONEWAVE_FIELD(PlanHeader, is_masked));
-}
-
-nb::tuple work_item_layout() {
-  return record_layout(sizeof(WorkItem), ONEWAVE_FIELD(WorkItem, request),
-                       ONEWAVE_FIELD(WorkItem, q_token_begin), ONEWAVE_FIELD(WorkItem, row_begin),
-                       ONEWAVE_FIELD(WorkItem, num_rows), ONEWAVE_FIELD(WorkItem, causal_shift),
-                       ONEWAVE_FIELD(WorkItem, window_shift), ONEWAVE_FIELD(WorkItem, mask_begin),
-                       ONEWAVE_FIELD(WorkItem, kv_begin), ONEWAVE_FIELD(WorkItem, kv_end),
-                       ONEWAVE_FIELD(WorkItem, page_begin), ONEWAVE_FIELD(WorkItem, kv_head_begin),
-                       ONEWAVE_FIELD(WorkItem, kv_head_end), ONEWAVE_FIELD(WorkItem, heads_per_step),
-                       ONEWAVE_FIELD(WorkItem, split_tile), ONEWAVE_FIELD(WorkItem, split_idx));
-}
-
-nb::dict plan_layout() {
-  nb::dict layout;
-  layout["PlanHeader"] = header_layout();
-  layout["CtaRecord"] = record_layout(
-      sizeof(CtaRecord), ONEWAVE_FIELD(CtaRecord, narrow_begin), ONEWAVE_FIELD(CtaRecord, narrow_end),
-      ONEWAVE_FIELD(CtaRecord, first_item), ONEWAVE_FIELD(CtaRecord, predicted_us));
-  layout["WorkItem"] = work_item_layout();
-  layout["SplitTile"] = record_layout(
-      sizeof(SplitTile), ONEWAVE_FIELD(SplitTile, q_token_begin), ONEWAVE_FIELD(SplitTile, row_begin),
-      ONEWAVE_FIELD(SplitTile, num_rows), ONEWAVE_FIELD(SplitTile, kv_head_begin),
-      ONEWAVE_FIELD(SplitTile, kv_head_end), ONEWAVE_FIELD(SplitTile, num_splits),
-      ONEWAVE_FIELD(SplitTile, partial_row_begin), ONEWAVE_FIELD(SplitTile, is_of_one_cta),
-      ONEWAVE_FIELD(SplitTile, list_begin), ONEWAVE_FIELD(SplitTile, num_prefixes),
-      ONEWAVE_FIELD(SplitTile, first_member), ONEWAVE_FIELD(SplitTile, num_members));
-  layout["PartialRows"] = record_layout(
-      sizeof(PartialRows), ONEWAVE_FIELD(PartialRows, first), ONEWAVE_FIELD(PartialRows, stride),
-      ONEWAVE_FIELD(PartialRows, num_splits), ONEWAVE_FIELD(PartialRows, reserved));
-  layout["ItemBounds"] =
-      record_layout(sizeof(ItemBounds), ONEWAVE_FIELD(ItemBounds, causal_shift),
-                    ONEWAVE_FIELD(ItemBounds, window_shift), ONEWAVE_FIELD(ItemBounds, kv_begin),
-                    ONEWAVE_FIELD(ItemBounds, kv_end), ONEWAVE_FIELD(ItemBounds, kv_len));
-  layout["MaskTile"] =
-      record_layout(sizeof(MaskTile), ONEWAVE_FIELD(MaskTile, tile), ONEWAVE_FIELD(MaskTile, first_row));
-  return layout;
-}
-
-#undef ONEWAVE_FIELD
 
 void bind_enums(nb::module_& m) {
   nb::enum_<DType>(m, "DType")
@@ -330,7 +250,6 @@ void bind_planner(nb::module_& m) {
         "mask_indptr"_a = 0, "prefix_groups"_a = 0, "num_prefix_groups"_a = 0);
   m.def("predict_items", &predict_item_bytes, "plan"_a, "shape"_a, "batch_size"_a, "qo_indptr"_a,
         "costs"_a = nb::none(), "prefix_groups"_a = 0, "num_prefix_groups"_a = 0);
-  m.def("plan_layout", &plan_layout);
 }
 
 void bind_cost_model(nb::module_& m) {
@@ -472,7 +391,14 @@ void bind_executor(nb::module_& m) {
             self.natural_lse = natural_lse;
             self.window = window;
           },
-          "sinks"_a, "natural_lse"_a, "window"_a);
+          "sinks"_a, "natural_lse"_a, "window"_a)
+      .def(
+          "set_profile",
+          [](RunArgs& self, uintptr_t profile, int64_t num_bytes) {
+            self.profile = pointer<void>(profile);
+            self.num_profile_bytes = num_bytes;
+          },
+          "profile"_a, "num_bytes"_a);
   m.def("update_kv_lens", &update_kv_len_bytes, "plan"_a);
   m.def("execute_plan", &execute_plan_bytes, "plan"_a, "args"_a, "num_threads"_a);
 }
@@ -491,6 +417,7 @@ void bind_device(nb::module_& m) {
       .def_ro("head_dim_vo", &KernelInfo::head_dim_vo)
       .def_ro("loader", &KernelInfo::loader)
       .def_ro("is_masked", &KernelInfo::is_masked)
+      .def_ro("is_profiled", &KernelInfo::is_profiled)
       .def_ro("num_bytes", &KernelInfo::num_bytes);
   m.def("device_info", &device_info, "device"_a);
   m.def("list_kernels", &list_kernels);
@@ -508,6 +435,7 @@ void bind_device(nb::module_& m) {
            "custom_mask"_a = 0, "mask_indptr"_a = 0, "prefix_groups"_a = 0, "num_prefix_groups"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)
+      .def("load_profiler", &BoundAttention::load_profiler, nb::call_guard<nb::gil_scoped_release>())
       .def("update_kv_lens", &BoundAttention::update_kv_lens, nb::call_guard<nb::gil_scoped_release>(),
            "stream"_a)
       .def("plan_bytes", &BoundAttention::plan_bytes, "window"_a = 0);
@@ -531,6 +459,7 @@ NB_MODULE(_core, m) {
   nanobind::exception<onewave::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   onewave::bind_enums(m);
   onewave::bind_cost_model(m);
+  onewave::bind_layouts(m);
   onewave::bind_planner(m);
   onewave::bind_executor(m);
   onewave::bind_device(m);

@@ -16,6 +16,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);  // NOLINT: the caller's integer is an address by contract
 }
 
+void bind_layouts(nb::module_& m);
 void bind_row_kernels(nb::module_& m);
 
 }  // namespace onewave

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu_float.h"
+#include "cpu_profile.h"
 #include "cpu_tile.h"
 #include "fail.h"
 #include "run_checks.h"
@@ -49,6 +50,12 @@ float query_scale(const RunArgs& args, int32_t kv_head) {
   return args.q_scales == nullptr ? 1.0f : args.q_scales[kv_head * args.q_scale_head_stride];
 }
 
+/// What a thread works with.
+struct Worker {
+  TileScratch scratch;
+  ThreadProfile profile;
+};
+
 /// One call: the plan, the tensors, and the partials that its threads share.
 template <class QueryElement, class KvElement, class OutElement>
 class Execution {
@@ -69,18 +76,23 @@ class Execution {
         arrivals_(header.num_split_tiles) {}
 
   /// The narrow items of one CTA.
-  void run_cta(int32_t cta, TileScratch& scratch) {
-    for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].narrow_end; ++i) run_item(i, scratch);
+  void run_cta(int32_t cta, Worker& worker) {
+    for (int32_t i = ctas_[cta].narrow_begin; i < ctas_[cta].narrow_end; ++i) run_item(i, worker);
   }
 
-  void run_item(int32_t index, TileScratch& scratch) {
+  void run_item(int32_t index, Worker& worker) {
     const WorkItem& item = items_[index];
     // A plan from which a merge record was taken has no place for the partials of its items.
     const int32_t num_tiles = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
     if (item.split_tile >= 0 && item.split_tile + num_tiles > header_.num_split_tiles) return;
-    for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, scratch);
-    if (item.split_tile < 0) return;
-    for (int32_t i = 0; i < num_tiles; ++i) finish_split(item.split_tile + i, scratch);
+    worker.profile.begin_item();
+    for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, worker);
+    if (item.split_tile >= 0) {
+      worker.profile.time(ProfilePhase::kMerge, [&] {
+        for (int32_t i = 0; i < num_tiles; ++i) finish_split(item.split_tile + i, worker.scratch);
+      });
+    }
+    worker.profile.end_item(item, index >= header_.wide_begin);
   }
 
  private:
@@ -126,8 +138,9 @@ class Execution {
     }
   }
 
-  void run_head(const WorkItem& item, int32_t kv_head, TileScratch& scratch) {
-    load_queries(item, kv_head, scratch);
+  void run_head(const WorkItem& item, int32_t kv_head, Worker& worker) {
+    TileScratch& scratch = worker.scratch;
+    worker.profile.time(ProfilePhase::kWaitQueries, [&] { load_queries(item, kv_head, scratch); });
     scratch.reset(item.num_rows);
     const bool has_keys = item.kv_end > item.kv_begin;
     for (int32_t step_begin = (item.kv_end - 1) / kTileKv * kTileKv;
@@ -136,23 +149,33 @@ class Execution {
       const int32_t end = std::min(step_begin + kTileKv, item.kv_end);
       const MaskTile* mask_tile = find_mask_tile(item, step_begin);
       const int32_t moved = mask_tile != nullptr ? mask_tile->tile * kTileKv - step_begin : 0;
-      load_keys(item, kv_head, begin + moved, end + moved, scratch);
-      const int32_t first_token = item.row_begin / header_.group_size;
-      for (int32_t row = 0; row < item.num_rows; ++row) {
-        const int32_t token = (item.row_begin + row) / header_.group_size;
-        const int64_t visible_end = int64_t{item.causal_shift} + token + 1;
-        const int64_t visible_begin = int64_t{item.window_shift} + token;
-        const auto row_begin = static_cast<int32_t>(std::max<int64_t>(begin, visible_begin) - step_begin);
-        const auto row_end = static_cast<int32_t>(std::min<int64_t>(end, visible_end) - step_begin);
-        if (row_end > row_begin)
-          scratch.add_keys(row, row_begin, row_end, mask_row(mask_tile, token - first_token), score_scale_,
-                           soft_cap_);
-      }
+      worker.profile.time(ProfilePhase::kWaitKeys,
+                          [&] { load_keys(item, kv_head, begin + moved, end + moved, scratch); });
+      worker.profile.time(ProfilePhase::kProducts,
+                          [&] { add_keys(item, step_begin, begin, end, mask_tile, scratch); });
     }
-    if (item.split_tile < 0) {
-      store_output(item, kv_head, scratch);
-    } else {
-      store_partials(item, kv_head, scratch);
+    worker.profile.time(ProfilePhase::kStore, [&] {
+      if (item.split_tile < 0) {
+        store_output(item, kv_head, scratch);
+      } else {
+        store_partials(item, kv_head, scratch);
+      }
+    });
+  }
+
+  /// All rows against the keys [begin, end) of the step that begins at `step_begin`, which are loaded.
+  void add_keys(const WorkItem& item, int32_t step_begin, int32_t begin, int32_t end,
+                const MaskTile* mask_tile, TileScratch& scratch) const {
+    const int32_t first_token = item.row_begin / header_.group_size;
+    for (int32_t row = 0; row < item.num_rows; ++row) {
+      const int32_t token = (item.row_begin + row) / header_.group_size;
+      const int64_t visible_end = int64_t{item.causal_shift} + token + 1;
+      const int64_t visible_begin = int64_t{item.window_shift} + token;
+      const auto row_begin = static_cast<int32_t>(std::max<int64_t>(begin, visible_begin) - step_begin);
+      const auto row_end = static_cast<int32_t>(std::min<int64_t>(end, visible_end) - step_begin);
+      if (row_end > row_begin)
+        scratch.add_keys(row, row_begin, row_end, mask_row(mask_tile, token - first_token), score_scale_,
+                         soft_cap_);
     }
   }
 
@@ -288,16 +311,18 @@ template <class QueryElement, class KvElement, class OutElement>
 void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads) {
   Execution<QueryElement, KvElement, OutElement> execution(header, args);
   // All memory is there before the first thread starts: a thread that throws ends the process.
-  std::vector<TileScratch> scratch(num_threads, TileScratch(header.head_dim_qk, header.head_dim_vo));
+  std::vector<Worker> workers(num_threads, {TileScratch(header.head_dim_qk, header.head_dim_vo), {}});
+  for (int32_t thread = 0; args.profile != nullptr && thread < num_threads; ++thread)
+    workers[thread].profile = {args.profile, args.num_profile_bytes, num_threads, thread};
   // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
   const int32_t num_jobs = header.num_ctas + header.num_items - header.wide_begin;
   std::atomic<int32_t> next_job = 0;
   const auto work = [&](int32_t thread) {
     for (int32_t job = next_job++; job < num_jobs; job = next_job++) {
       if (job < header.num_ctas) {
-        execution.run_cta(job, scratch[thread]);
+        execution.run_cta(job, workers[thread]);
       } else {
-        execution.run_item(header.wide_begin + job - header.num_ctas, scratch[thread]);
+        execution.run_item(header.wide_begin + job - header.num_ctas, workers[thread]);
       }
     }
   };
@@ -337,6 +362,7 @@ void execute_plan(const PlanHeader* plan, const RunArgs& args, int num_threads) 
   const int32_t wanted =
       num_threads > 0 ? num_threads : static_cast<int32_t>(std::thread::hardware_concurrency());
   const int32_t used = std::clamp(wanted, 1, std::max(plan->num_ctas, 1));
+  check_profile(args, used);
   switch (args.dtype) {
     case DType::kFloat32:
       return execute_by_cache<float>(*plan, args, used);

@@ -26,12 +26,13 @@ std::span<const EmbeddedKernel> embedded_kernels() { return {kEmbeddedKernels, k
 
 /// Of a row or a shape.
 template <class Kernel>
-std::string describe(const Kernel& kernel, Loader loader) {
+std::string describe(const Kernel& kernel, Loader loader, bool is_profiled) {
   std::string words = dtype_name(kernel.dtype);
   if (kernel.kv_dtype != kernel.dtype) words += std::string(" with kv ") + dtype_name(kernel.kv_dtype);
   words += " head_dim " + std::to_string(kernel.head_dim_qk);
   if (kernel.head_dim_vo != kernel.head_dim_qk) words += " and " + std::to_string(kernel.head_dim_vo);
-  return words + (loader == Loader::kTma ? " tma" : " gather");
+  words += loader == Loader::kTma ? " tma" : " gather";
+  return is_profiled ? words + " with the profiler" : words;
 }
 
 CUkernel load_cubin(const Cubin& cubin, const KernelInterface& interface) {
@@ -82,12 +83,13 @@ std::vector<KernelInfo> list_kernels() {
                      .head_dim_vo = row.head_dim_vo,
                      .loader = row.loader,
                      .is_masked = row.is_masked,
+                     .is_profiled = row.is_profiled,
                      .num_bytes = static_cast<size_t>(row.cubin.end - row.cubin.begin)});
   }
   return infos;
 }
 
-const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked) {
+const EmbeddedKernel& find_kernel(const AttentionShape& shape, const KernelVariant& variant) {
   const Loader loader = choose_loader(shape.page_size);
   // Another loader is another page_size, another type of elements more than another number of columns.
   const auto distance = [&](const EmbeddedKernel& row) {
@@ -97,15 +99,17 @@ const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked) {
            (row.kv_dtype != shape.kv_dtype && (row.kv_dtype != row.dtype || shape.kv_dtype != shape.dtype)
                 ? kOther
                 : 0) +
-           (row.loader != loader ? 2 * kOther : 0) + (row.is_masked != is_masked ? 4 * kOther : 0);
+           (row.loader != loader ? 2 * kOther : 0) + (row.is_masked != variant.is_masked ? 4 * kOther : 0) +
+           (row.is_profiled != variant.is_profiled ? 8 * kOther : 0);
   };
   const EmbeddedKernel* nearest = nullptr;
   for (const EmbeddedKernel& row : embedded_kernels()) {
     if (nearest == nullptr || distance(row) < distance(*nearest)) nearest = &row;
   }
   if (nearest != nullptr && distance(*nearest) == 0) return *nearest;
-  std::string message = "there is no kernel for " + describe(shape, loader);
-  if (nearest != nullptr) message += "; the nearest is " + describe(*nearest, nearest->loader);
+  std::string message = "there is no kernel for " + describe(shape, loader, variant.is_profiled);
+  if (nearest != nullptr)
+    message += "; the nearest is " + describe(*nearest, nearest->loader, nearest->is_profiled);
   throw InvalidArgument(message);
 }
 

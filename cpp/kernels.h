@@ -24,7 +24,8 @@ struct EmbeddedKernel {
   int32_t head_dim_qk;
   int32_t head_dim_vo;
   Loader loader;
-  bool is_masked;  ///< looks at windows, soft caps, sinks, custom masks and scales of groups of tokens
+  bool is_masked;    ///< looks at windows, soft caps, sinks, custom masks and scales of groups of tokens
+  bool is_profiled;  ///< counts where its time goes (onewave/profile.h), and takes ProfiledParams
   Cubin cubin;
 };
 
@@ -45,8 +46,14 @@ struct KernelInterface {
 
 const char* dtype_name(DType dtype);
 
+/// Which of the kernels for a shape.
+struct KernelVariant {
+  bool is_masked;
+  bool is_profiled;
+};
+
 /// The attention kernel for a shape. Throws InvalidArgument that names the nearest row.
-const EmbeddedKernel& find_kernel(const AttentionShape& shape, bool is_masked);
+const EmbeddedKernel& find_kernel(const AttentionShape& shape, const KernelVariant& variant);
 
 /// The kernel's function in the primary context of `device`, which must be current, ready to be launched. The
 /// cubin is loaded once per process, its attributes are set once per device. Any thread, also while streams

@@ -27,8 +27,25 @@ constexpr uintptr_t kWorkspaceAlignment = 128;
 
 constexpr KernelInterface kAttention = {
     .entry_name = "onewave_attention", .param_bytes = sizeof(KernelParams), .shared_bytes = kSharedBytes};
+constexpr KernelInterface kProfiledAttention = {
+    .entry_name = "onewave_attention_profiled", .param_bytes = sizeof(ProfiledParams), .shared_bytes = kSharedBytes};
 constexpr KernelInterface kUpdateKvLens = {
     .entry_name = "onewave_update_kv_lens", .param_bytes = sizeof(void*), .shared_bytes = 0};
+
+/// Those for a shape, of the plain and the masked kind.
+struct LoadedKernels {
+  CUfunction plain = nullptr;
+  CUfunction masked = nullptr;
+};
+
+LoadedKernels load_kernels(const AttentionShape& shape, bool is_profiled, CUdevice device) {
+  const KernelInterface& interface = is_profiled ? kProfiledAttention : kAttention;
+  const auto load = [&](bool is_masked) {
+    const KernelVariant variant{.is_masked = is_masked, .is_profiled = is_profiled};
+    return load_kernel(find_kernel(shape, variant).cubin, interface, device);
+  };
+  return {.plain = load(false), .masked = load(true)};
+}
 
 bool operator==(const AttentionShape& a, const AttentionShape& b) {
   return a.num_qo_heads == b.num_qo_heads && a.num_kv_heads == b.num_kv_heads &&
@@ -114,14 +131,13 @@ struct DeviceAttention::Impl {
   const AttentionShape shape;
   const WorkspaceLayout layout;
   const CostModel costs;
-  const EmbeddedKernel& embedded;
-  const EmbeddedKernel& masked_embedded;
+  const Loader loader;
   unsigned char* const workspace;
   const CUdevice device;
   const PrimaryContext context;
   std::unique_ptr<PlanRing> ring;
-  CUfunction kernel = nullptr;
-  CUfunction masked_kernel = nullptr;
+  LoadedKernels kernels;
+  LoadedKernels profiled_kernels;  ///< null until they are asked for
   CUfunction kv_lens_kernel = nullptr;
   const TmaBox panel_box = make_panel_box(shape);
   const TmaBox group_box = make_group_box(shape, shape.head_dim_qk);
@@ -141,8 +157,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
       costs(attention_shape, calibration),
-      embedded(find_kernel(attention_shape, false)),
-      masked_embedded(find_kernel(attention_shape, true)),
+      loader(find_kernel(attention_shape, {.is_masked = false, .is_profiled = false}).loader),
       workspace(static_cast<unsigned char*>(memory)),
       device(hopper_device(device_ordinal)),
       context(device),
@@ -152,8 +167,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
     throw InvalidArgument("workspace must be device memory that starts at a multiple of 128 bytes");
   }
   ContextScope scope(context);
-  kernel = load_kernel(embedded.cubin, kAttention, device);
-  masked_kernel = load_kernel(masked_embedded.cubin, kAttention, device);
+  kernels = load_kernels(shape, false, device);
   kv_lens_kernel = load_kernel(kUpdateKvLensCubin, kUpdateKvLens, device);
   ring = std::make_unique<PlanRing>(layout.plan_bytes * limits.num_windows);
 }
@@ -204,7 +218,7 @@ KernelParams DeviceAttention::Impl::make_params(const RunArgs& args) {
                       .k_scale_strides = scale_strides(args.k_scales),
                       .v_scale_strides = scale_strides(args.v_scales),
                       .q_scale_head_stride = static_cast<int32_t>(args.q_scale_head_stride)};
-  if (embedded.loader == Loader::kTma && args.num_pages > 0) {
+  if (loader == Loader::kTma && args.num_pages > 0) {
     params.k_panel_map = k_panel_map.get(args.k, args.num_pages, shape);
     params.k_map = k_map.get(args.k, args.num_pages, shape);
     params.v_map = v_map.get(args.v, args.num_pages, shape);
@@ -269,21 +283,39 @@ void DeviceAttention::update_kv_lens(void* stream) {
   impl.update_kv_lens(static_cast<CUstream>(stream));
 }
 
+void DeviceAttention::load_profiler() {
+  Impl& impl = *impl_;
+  if (impl.profiled_kernels.masked != nullptr) return;
+  ContextScope scope(impl.context);
+  impl.profiled_kernels = load_kernels(impl.shape, true, impl.device);
+}
+
 void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
   Impl& impl = *impl_;
   if (impl.last_plan == nullptr) throw InvalidArgument("run() needs a plan; call plan() first");
   const PlanHeader* plan = last_plan(args.window);
+  const bool is_profiled = args.profile != nullptr;
+  if (is_profiled && impl.profiled_kernels.masked == nullptr) {
+    throw InvalidArgument("profile is given; call load_profiler() first");
+  }
   ContextScope scope(impl.context);
   auto cuda_stream = static_cast<CUstream>(stream);
   check_run_args(args, {.shape = impl.shape,
-                        .loader = impl.embedded.loader,
+                        .loader = impl.loader,
                         .max_total_qo_len = impl.limits.max_total_qo_len,
                         .plan = *plan,
-                        .is_capturing = is_capturing(cuda_stream)});
-  KernelParams params = impl.make_params(args);
+                        .is_capturing = is_capturing(cuda_stream),
+                        .num_ctas = impl.limits.num_ctas});
+  ProfiledParams params{impl.make_params(args), args.profile, 0};
+  if (is_profiled) {
+    params.max_profile_items = static_cast<int32_t>(
+        std::min<int64_t>(max_profile_items(args.num_profile_bytes, impl.limits.num_ctas), INT32_MAX));
+  }
+  const LoadedKernels& kernels = is_profiled ? impl.profiled_kernels : impl.kernels;
   const bool is_masked = plan->is_masked != 0 || args.sinks != nullptr || args.k_scales.is_by_group() ||
                          args.v_scales.is_by_group();
-  launch_kernel(is_masked ? impl.masked_kernel : impl.kernel,
+  // A kernel without the profiler takes the first part of the parameters.
+  launch_kernel(is_masked ? kernels.masked : kernels.plain,
                 {.num_ctas = static_cast<uint32_t>(impl.limits.num_ctas),
                  .block_x = kNumThreads,
                  .shared_bytes = kSharedBytes,

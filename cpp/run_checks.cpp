@@ -268,10 +268,20 @@ void check_run_args(const RunArgs& args, const RunSituation& situation) {
   check_q_scales(args);
   check_rows("q", args.q, args.q_token_stride, args.q_head_stride, args.dtype, situation);
   check_rows("out", args.out, args.out_token_stride, args.out_head_stride, args.out_dtype, situation);
+  check_profile(args, situation.num_ctas);
   check_num_pages(args.num_pages, situation);
   if (args.num_pages == 0) return;
   check_cache("k", args.k, args.num_pages, situation);
   check_cache("v", args.v, args.num_pages, situation);
+}
+
+void check_profile(const RunArgs& args, int32_t num_ctas) {
+  if (args.profile == nullptr) return;
+  check_address("profile", args.profile);
+  if (max_profile_items(args.num_profile_bytes, num_ctas) < 1) {
+    fail("num_profile_bytes is ", args.num_profile_bytes, "; it must be at least ",
+         profile_bytes(num_ctas, 1), " for ", num_ctas, " CTAs");
+  }
 }
 
 void check_append_args(const AppendArgs& args) {

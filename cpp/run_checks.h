@@ -17,6 +17,7 @@ struct RunSituation {
   int32_t max_total_qo_len;  ///< PlanLimits: what a later plan may have
   const PlanHeader& plan;    ///< the last
   bool is_capturing;         ///< the arguments are baked in, for plans that are not known yet
+  int32_t num_ctas;          ///< of the launch
 };
 
 /// All throw InvalidArgument, and allocate nothing where the arguments are good.
@@ -25,6 +26,7 @@ struct RunSituation {
 void check_out_dtype(DType dtype, DType out_dtype);
 void check_cpu_dtypes(const RunArgs& args);
 void check_run_args(const RunArgs& args, const RunSituation& situation);
+void check_profile(const RunArgs& args, int32_t num_ctas);
 void check_append_args(const AppendArgs& args);
 void check_merge_args(const MergeArgs& args);
 

@@ -44,19 +44,24 @@ __device__ __forceinline__ void run_producer(const KernelParams& params, SharedS
 __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedStorage& storage) {
   const Work work(params.plan);
   const CtaRecord& cta = work.cta;
+  const Profiler profiler(params, storage.profile);
   NarrowPositions at;
   for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
-    consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.arrivals);
-  if (!has_wide_items(work.header)) return;
-  ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
-  arrive_warp(&storage.narrow_done);
-  WideConsumer(params, work, storage.wide, storage.wide_rings).run(storage.arrivals);
+    consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.arrivals,
+                   profiler);
+  if (has_wide_items(work.header)) {
+    ptx::fence_proxy_async();  // the join buffer becomes a stage that TMA writes
+    arrive_warp(&storage.narrow_done);
+    WideConsumer(params, work, storage.wide, storage.wide_rings, profiler).run(storage.arrivals);
+  }
+  profiler.end_cta();
 }
 
 __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorage& storage) {
   ptx::launch_dependents();
   // No kernel writes what this reads of the plan.
   const bool works = has_work(params.plan);
+  Profiler::begin_cta(params, storage.profile, works);
   // A graph of fewer rows than the batch has: it would write past their end.
   if (static_cast<const PlanHeader*>(params.plan)->total_qo_len > params.num_rows) __trap();
   if (threadIdx.x == 0) {

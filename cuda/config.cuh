@@ -46,6 +46,9 @@ static_assert(kHeadDimQk % 32 == 0 && kHeadDimVo % 32 == 0);
 /// cap and the run's sinks. They would cost the others a few per cent.
 inline constexpr bool kMasked = ONEWAVE_MASKED == 1;
 
+/// Whether the kernel counts where its time goes (profile.cuh).
+inline constexpr bool kProfiled = ONEWAVE_PROFILED == 1;
+
 /// And at the run's scales of groups of tokens. (The producer has no registers for them beside longer rows;
 /// and weights of e4m3 no range.)
 inline constexpr bool kGroupScales = kWidens && kMasked && kHeadDimVo <= kMaxScaledHeadDim;

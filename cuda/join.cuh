@@ -29,26 +29,33 @@ class NarrowJoin {
         warp_(thread_ / 32) {}
 
   __device__ __forceinline__ void run(const Output& output, const RowState (&rows)[2 * kBlocks],
-                                      const float (&out)[kPartCols / 16][kBlocks][4]) {
+                                      const float (&out)[kPartCols / 16][kBlocks][4],
+                                      const Profiler& profiler) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
-    publish_states(rows);
-    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-    weigh_warps(output);
+    profiler.time(ProfilePhase::kJoin, [&] {
+      publish_states(rows);
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      weigh_warps(output);
+    });
 #pragma unroll
     for (int slice = 0; slice < kPartCols / kSliceCols; ++slice) {
       constexpr int kSliceBlocks = kSliceCols / 16;
+      profiler.time(ProfilePhase::kJoin, [&] {
 #pragma unroll
-      for (int m = 0; m < kSliceBlocks; ++m) {
+        for (int m = 0; m < kSliceBlocks; ++m) {
 #pragma unroll
-        for (int j = 0; j < kBlocks; ++j) {
-          float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m;
-          store_block<kPitch>(target, out[slice * kSliceBlocks + m][j]);
+          for (int j = 0; j < kBlocks; ++j) {
+            float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m;
+            store_block<kPitch>(target, out[slice * kSliceBlocks + m][j]);
+          }
         }
-      }
-      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-      store_slice<kSliceCols, kPitch>(output, slice * kSliceCols);
-      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+        ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      });
+      profiler.time(ProfilePhase::kStore, [&] {
+        store_slice<kSliceCols, kPitch>(output, slice * kSliceCols);
+        ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      });
     }
   }
 

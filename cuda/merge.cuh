@@ -152,7 +152,7 @@ __device__ __forceinline__ void count_in_members(const KernelParams& params, con
 /// readers. Where one CTA has all items of the tile, they need no counter.
 template <Kind kKind>
 __device__ __forceinline__ void finish_split(const KernelParams& params, const WorkItem& item, int kv_head,
-                                             int thread, Arrivals& arrivals) {
+                                             int thread, Arrivals& arrivals, const Profiler& profiler) {
   if (item.split_tile < 0) return;
   const PlanHeader* header = plan_header(params);
   const int index = split_tile_index(item, kv_head);
@@ -161,9 +161,11 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
     if (item.split_idx + 1 < tile.num_splits) return;
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
   } else {
-    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-    if (thread == 0) arrivals.is_last = count_arrival(params, index);
-    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    profiler.time(ProfilePhase::kArrive, [&] {
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      if (thread == 0) arrivals.is_last = count_arrival(params, index);
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    });
     if (!arrivals.is_last) return;
     if (tile.num_members > 0) {
       // What comes of the thread's number is made anew here: kept over the items it would be spilled.
@@ -174,7 +176,8 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
   // A narrow tile has few rows, and a wide one as a rule few splits.
   constexpr int kVectors = kKind == Kind::kNarrow ? 1 : 4;
   constexpr int kLoaded = kKind == Kind::kNarrow ? 4 : 2;
-  merge<kVectors, kLoaded>(params, {header, tile, arrivals.ready_members}, thread);
+  profiler.time(ProfilePhase::kMerge,
+                [&] { merge<kVectors, kLoaded>(params, {header, tile, arrivals.ready_members}, thread); });
 }
 
 }  // namespace onewave

@@ -44,7 +44,7 @@ class NarrowConsumer {
   /// `kv_head`: the first of the step.
   __device__ __forceinline__ NarrowConsumer(const KernelParams& params, const Work& work,
                                             NarrowStorage& storage, NarrowRings& rings, NarrowPositions& at,
-                                            int kv_head, int step_heads_shift)
+                                            int kv_head, int step_heads_shift, const Profiler& profiler)
       : params_(params),
         work_(work),
         storage_(storage),
@@ -53,6 +53,7 @@ class NarrowConsumer {
         scales_(params, work.header, kv_head),
         kv_head_(kv_head),
         step_heads_shift_(step_heads_shift),
+        profiler_(profiler),
         lane_(threadIdx.x % 32) {
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4, 0);
     const int head_warps_shift = kKeyWarpsShift - step_heads_shift;
@@ -72,7 +73,7 @@ class NarrowConsumer {
     QueryFragments q;
     float out[kPartCols / 16][kBlocks][4] = {};
     RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
-    rings_.q.wait_full(at_.q);
+    profiler_.time(ProfilePhase::kWaitQueries, [&] { rings_.q.wait_full(at_.q); });
     if constexpr (kQueryInRegisters) {
 #pragma unroll
       for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
@@ -101,7 +102,7 @@ class NarrowConsumer {
     if constexpr (!kQueryInRegisters) rings_.q.release(at_.q);
     const PackedRows packed(work_, item);
     NarrowJoin<kRows>(storage_.join, Scales(params_, work_.header, kv_head_), step_heads_shift_)
-        .run(Output(params_, item, packed, kv_head_), rows, out);
+        .run(Output(params_, item, packed, kv_head_), rows, out, profiler_);
   }
 
  private:
@@ -116,18 +117,21 @@ class NarrowConsumer {
                                            RowState (&rows)[2 * kBlocks],
                                            float (&out)[kPartCols / 16][kBlocks][4]) {
     float scores[kBlocks][4] = {};
-    rings_.k.wait_full(at_.kv);
-    multiply_keys(scores, q);
+    profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full(at_.kv); });
+    profiler_.time(ProfilePhase::kProducts, [&] { multiply_keys(scores, q); });
     float value_scales[2] = {1.f, 1.f};  // of the lane's two keys
     if constexpr (kGroupScales)
       scale_keys(scores, value_scales, kAtEdge ? item.kv_end - first_key : kStageKv);
     rings_.k.arrive_empty(at_.kv);
-    if (kMasked && scales_.cap_log2 > 0) cap(scores);
-    if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
     uint32_t weights[kBlocks][2];
-    softmax(scores, rows, value_scales, out, weights);
-    rings_.v.wait_full(at_.kv);
-    multiply_values<kAtEdge>(out, weights, item.kv_end - first_key);
+    profiler_.time(ProfilePhase::kSoftmax, [&] {
+      if (kMasked && scales_.cap_log2 > 0) cap(scores);
+      if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
+      softmax(scores, rows, value_scales, out, weights);
+    });
+    profiler_.time(ProfilePhase::kWaitValues, [&] { rings_.v.wait_full(at_.kv); });
+    profiler_.time(ProfilePhase::kProducts,
+                   [&] { multiply_values<kAtEdge>(out, weights, item.kv_end - first_key); });
     rings_.v.release(at_.kv);
   }
 
@@ -360,6 +364,7 @@ class NarrowConsumer {
   Scales scales_;
   const int kv_head_;           ///< the first of the step
   const int step_heads_shift_;  ///< log2 of the kv heads of a step
+  const Profiler& profiler_;
   const int lane_;
   int head_;        ///< of the step, that of this warp
   int warp_key_;    ///< first of the warp's 16 keys of every stage
@@ -371,12 +376,14 @@ class NarrowConsumer {
 
 __device__ __forceinline__ void consume_narrow(const KernelParams& params, const Work& work,
                                                const HeadCursor& cursor, NarrowStorage& storage,
-                                               NarrowRings& rings, NarrowPositions& at, Arrivals& arrivals) {
+                                               NarrowRings& rings, NarrowPositions& at, Arrivals& arrivals,
+                                               const Profiler& profiler) {
   const int thread = threadIdx.x - kWarpgroupThreads;
   const WorkItem& item = cursor.item();
   const int kv_head = cursor.kv_head();
   const int rows_shift = narrow_rows_shift(item.num_rows);
   const int heads_shift = step_heads_shift<Kind::kNarrow>(item);
+  profiler.begin_item();
   if (!has_keys(item)) {
     // Some warps may still merge the tile before, whose partial rows these may be (finish_split()): an item
     // with keys has a barrier on its way.
@@ -384,13 +391,14 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
     const PackedRows packed(work, item);
     store_empty(Output(params, item, packed, kv_head), thread);
   } else if (rows_shift == 3) {
-    NarrowConsumer<8>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
+    NarrowConsumer<8>(params, work, storage, rings, at, kv_head, heads_shift, profiler).attend(item);
   } else if (rows_shift == 4) {
-    NarrowConsumer<16>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
+    NarrowConsumer<16>(params, work, storage, rings, at, kv_head, heads_shift, profiler).attend(item);
   } else {
-    NarrowConsumer<32>(params, work, storage, rings, at, kv_head, heads_shift).attend(item);
+    NarrowConsumer<32>(params, work, storage, rings, at, kv_head, heads_shift, profiler).attend(item);
   }
-  finish_split<Kind::kNarrow>(params, item, kv_head, thread, arrivals);
+  finish_split<Kind::kNarrow>(params, item, kv_head, thread, arrivals, profiler);
+  profiler.end_item<Kind::kNarrow>(item, kv_head);
 }
 
 }  // namespace onewave

@@ -4,6 +4,7 @@
 /// CUDA graph at capture; what a plan may change lies in the plan (onewave/plan_format.h).
 
 #include <onewave/plan_format.h>
+#include <onewave/profile.h>
 
 #include <cstdint>
 
@@ -92,5 +93,13 @@ struct KernelParams {
 };
 
 static_assert(sizeof(KernelParams) == 896, "host and device must agree");
+
+/// Of the kernels with the profiler.
+struct ProfiledParams : KernelParams {
+  void* profile;  ///< profile_bytes(CTAs of the launch, max_profile_items)
+  int32_t max_profile_items;
+};
+
+static_assert(sizeof(ProfiledParams) == 960, "host and device must agree");
 
 }  // namespace onewave

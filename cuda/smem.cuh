@@ -12,6 +12,7 @@
 
 #include "config.cuh"
 #include "pipeline.cuh"
+#include "profile.cuh"
 #include "queue.cuh"
 #include "work.cuh"
 
@@ -148,6 +149,7 @@ struct SharedStorage {
   ItemSlots wide_items;
   uint64_t narrow_done;
   Arrivals arrivals;
+  [[no_unique_address]] ProfileStorage profile;
 };
 static_assert(sizeof(SharedStorage) <= kSharedBytes);
 

@@ -46,11 +46,12 @@ struct WidePositions {
 class WideConsumer {
  public:
   __device__ __forceinline__ WideConsumer(const KernelParams& params, const Work& work, WideStorage& storage,
-                                          WideRings& rings)
+                                          WideRings& rings, const Profiler& profiler)
       : params_(params),
         work_(work),
         storage_(storage),
         rings_(rings),
+        profiler_(profiler),
         scales_(params, work.header, 0),
         max_rise_(max_rise_of(scales_)),
         v_layout_(operand_layout(params)),
@@ -72,9 +73,12 @@ class WideConsumer {
     rings_.k.release(at_.k);
     do {
       const HeadItem& tile = item();
+      profiler_.begin_item();
       if constexpr (kFp8Kv) take_scales(tile.kv_head);
       attend(tile, scores);
-      finish_split<Kind::kWide>(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals);
+      finish_split<Kind::kWide>(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals,
+                                profiler_);
+      profiler_.end_item<Kind::kWide>(tile.item, tile.kv_head);
     } while (has_next_);
     if (warpgroup_ == 0) take_turn();
   }
@@ -105,14 +109,14 @@ class WideConsumer {
 
   /// Until an item and its Q are there; false behind the last.
   __device__ __forceinline__ bool wait_item() {
-    rings_.q.wait_full(at_.q);
+    profiler_.time(ProfilePhase::kWaitQueries, [&] { rings_.q.wait_full(at_.q); });
     return item().valid;
   }
 
   /// Until also its last tile of K is there.
   __device__ __forceinline__ void wait_first_scores() {
     ptx::fence_proxy_async();
-    rings_.k.wait_full(at_.k);
+    profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full(at_.k); });
   }
 
   /// `scores`: of the item's last tile of keys, and at the end of the next item's. Where there is none, they
@@ -137,19 +141,24 @@ class WideConsumer {
     int tile_begin = last_tile_begin(kv_begin, tile.item.kv_end, 0);
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
-    mask_edges(tile_begin);
     float maxima[2];
-    take_maxima(scores, maxima);
-    raise_references(maxima, rows, factors);
+    profiler_.time(ProfilePhase::kSoftmax, [&] {
+      mask_edges(tile_begin);
+      take_maxima(scores, maxima);
+      raise_references(maxima, rows, factors);
+    });
     wait_next_scores(false, tile_begin <= kv_begin);
     multiply(scores, rows, out, weight_sums, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kStageKv;
       const bool has_next_keys = rings_.k.is_full(at_.k);
-      mask_edges(tile_begin);
-      take_maxima(scores, maxima);
-      const bool rise = exceed_references(maxima, rows);
-      if (rise) raise_references(maxima, rows, factors);
+      bool rise;
+      profiler_.time(ProfilePhase::kSoftmax, [&] {
+        mask_edges(tile_begin);
+        take_maxima(scores, maxima);
+        rise = exceed_references(maxima, rows);
+        if (rise) raise_references(maxima, rows, factors);
+      });
       wait_next_scores(has_next_keys, tile_begin <= kv_begin);
       if constexpr (!kFp8Queries) wait_out(out);
       if (rise) {
@@ -161,14 +170,14 @@ class WideConsumer {
     }
     finish_rows(tile, weight_sums, rows, out_scales);
     if constexpr (!kFp8Queries) wait_out(out);
-    store(tile, out, out_scales);
+    profiler_.time(ProfilePhase::kStore, [&] { store(tile, out, out_scales); });
   }
 
   /// Until the operands of the scores after these are there. After the last there are none, and their stage
   /// is released all the same: not before its last use, for which no producer waits any more.
   __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile) {
     if (!is_last_tile) {
-      rings_.k.wait_full_unless(has_keys, at_.k);
+      profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full_unless(has_keys, at_.k); });
       return;
     }
     rings_.q.release(at_.q);
@@ -186,7 +195,7 @@ class WideConsumer {
   }
 
   __device__ __forceinline__ void wait_out(float (&out)[kWideOut]) {
-    ptx::wgmma_wait_group<0>();
+    profiler_.time(ProfilePhase::kProducts, [&] { ptx::wgmma_wait_group<0>(); });
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
   }
@@ -224,34 +233,51 @@ class WideConsumer {
                                            int valid_keys) {
     float exponents[kWideScores];
     WideWeights weights;
-    scale(scores, rows, exponents);
+    profiler_.time(ProfilePhase::kSoftmax, [&] { scale(scores, rows, exponents); });
     take_turn();
     issue_scores(scores);
     ptx::fence_registers(exponents);
-    if constexpr (kGroupScales) {
-      rings_.v.wait_full(at_.v);
-      weigh_scaled(exponents, rows, storage_.scales, weights);
-    } else {
-      weigh(exponents, rows, weights);
-    }
+    if (kGroupScales) wait_values();
+    profiler_.time(ProfilePhase::kSoftmax, [&] { make_weights(exponents, rows, weights); });
     ptx::fence_registers(weights);
     pass_turn();
-    if (!kGroupScales) rings_.v.wait_full(at_.v);
+    if (!kGroupScales) wait_values();
     if (!kGather && !kFp8Kv && valid_keys < kStageKv) clear_tail(valid_keys);
+    profiler_.time(ProfilePhase::kProducts, [&] { multiply_values(out, weight_sums, weights, accumulate); });
+    ptx::fence_registers(scores);
+    if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
+    rings_.k.release(at_.k);
+  }
+
+  /// O += weights V, and waits for the scores that were issued before.
+  __device__ __forceinline__ void multiply_values(float (&out)[kWideOut], float (&weight_sums)[2],
+                                                  const WideWeights& weights, bool accumulate) {
     if constexpr (kFp8Queries) {
       add_values(out, weight_sums, weights);
     } else {
       issue_out(out, weights, 0, accumulate);
       ptx::wgmma_wait_group<1>();
     }
-    ptx::fence_registers(scores);
-    if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
-    rings_.k.release(at_.k);
+  }
+
+  __device__ __forceinline__ void make_weights(const float (&exponents)[kWideScores], RowState (&rows)[2],
+                                               WideWeights& weights) const {
+    if constexpr (kGroupScales) {
+      weigh_scaled(exponents, rows, storage_.scales, weights);
+    } else {
+      weigh(exponents, rows, weights);
+    }
+  }
+
+  __device__ __forceinline__ void wait_values() {
+    profiler_.time(ProfilePhase::kWaitValues, [&] { rings_.v.wait_full(at_.v); });
   }
 
   /// The turn of the exponentials, and of the scores issued before them.
   __device__ __forceinline__ void take_turn() const {
-    if (kTakeTurns) ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads);
+    if (!kTakeTurns) return;
+    profiler_.time(ProfilePhase::kWaitTurn,
+                   [&] { ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads); });
   }
   __device__ __forceinline__ void pass_turn() const {
     if (kTakeTurns) ptx::bar_arrive(kBarrierTurn + 1 - warpgroup_, kConsumerThreads);
@@ -588,6 +614,7 @@ class WideConsumer {
   const Work& work_;
   WideStorage& storage_;
   WideRings& rings_;
+  const Profiler& profiler_;
   Scales scales_;
   float max_rise_;  ///< of a score above its row's reference
   const BoxLayout<kVoPanels> v_layout_;

@@ -18,6 +18,7 @@ int driver_version = 13000;
 int num_devices = 1;
 int capability = 90;
 int kernel_param_bytes = 896; /* of attention */
+int profiled_param_bytes = 960;
 int append_param_bytes = 232;
 int merge_param_bytes = 216;
 int kv_lens_param_bytes = 8;
@@ -39,7 +40,7 @@ int num_maps = 0;
 int num_launches = 0;
 const char* launch_name = ""; /* of the last kernel */
 unsigned launch_config[7];    /* grid, block, shared bytes */
-unsigned char launch_params[896];
+unsigned char launch_params[960];
 int launch_overlaps = 0; /* programmatic dependent launch */
 
 /* The end of a CUlaunchConfig, behind the stream. */
@@ -109,6 +110,7 @@ static struct kernel {
   const char* name;
   int* param_bytes;
 } kernels[] = {{"onewave_attention", &kernel_param_bytes},
+               {"onewave_attention_profiled", &profiled_param_bytes},
                {"onewave_append", &append_param_bytes},
                {"onewave_append_fp8", &append_param_bytes},
                {"onewave_merge_states", &merge_param_bytes},

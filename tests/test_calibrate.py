@@ -10,7 +10,7 @@ import torch
 from onewave import _core
 from onewave._calibration import to_core
 from onewave._cli.calibrate import Kernel, Run, calibrate
-from onewave._cli.plan import plan_workload, predict_bars
+from onewave._cli.plan import plan_workload, predict_workload
 from onewave.bench.workload import Workload
 from onewave.bench.workloads import WORKLOADS
 from onewave.plan_format import Plan
@@ -63,7 +63,7 @@ class ModelBench:
 
     def run(self, workload: Workload, calibration: dict[str, Any]) -> Run:
         plan = plan_workload(workload, to_core(calibration))
-        bars = predict_bars(plan, workload, to_core(TRUTH))
+        bars = predict_workload(plan, workload, to_core(TRUTH))
         self.points.append(workload.describe())
         return Run(max(bar.begin_us + bar.us for bar in bars), plan)
 
@@ -111,7 +111,7 @@ def test_the_record_plans_and_predicts_as_the_truth(record: dict[str, Any], name
     workload = WORKLOADS[name]
 
     def makespan_us(plan: bytes, calibration: dict[str, Any]) -> float:
-        return max(bar.begin_us + bar.us for bar in predict_bars(plan, workload, to_core(calibration)))
+        return max(bar.begin_us + bar.us for bar in predict_workload(plan, workload, to_core(calibration)))
 
     plan = plan_workload(workload, to_core(record))
     true_us = makespan_us(plan, TRUTH)

@@ -98,7 +98,7 @@ BAD_PLANS: dict[str, tuple[str, Any, str]] = {
     "queries of a named type": ("q_data_type", "bfloat16", "is 'bfloat16'; it must be one of torch"),
     "soft cap": ("logits_soft_cap", -30.0, "is -30.0; it must be positive and finite"),
     "soft cap as a tensor": ("logits_soft_cap", torch.zeros(4), "is a Tensor; it must be a float or None"),
-    "profiler": ("use_profiler", True, "is True; it is not supported in this version"),
+    "profiler as a number": ("use_profiler", 1, "is 1; it must be a bool"),
 }
 ERRORS = (TypeError, ValueError, NotImplementedError)
 
@@ -176,7 +176,11 @@ BAD_RUNS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     ),
     "v_scale float64": ("v_scale", lambda _: torch.ones(1).double(), "has dtype torch.float64"),
     "soft cap": ("logits_soft_cap", lambda _: 30.0, "is 30.0; it must be 0.0 or equal the plan's, 0.0"),
-    "profiler": ("profiler_buffer", lambda _: torch.zeros(1), "is not supported in this version"),
+    "profiler": (
+        "profiler_buffer",
+        lambda _: torch.zeros(1),
+        "must be None after a plan.. without use_profiler",
+    ),
     "scale factors": ("kv_cache_sf", lambda _: torch.zeros(1), "is not supported in this version"),
 }
 

@@ -4,6 +4,7 @@ run() ask of a driver. No GPU is needed, and none is touched where there is one.
 import ctypes
 import math
 import re
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -472,6 +473,55 @@ def check_bad_construction(path: Path) -> None:
         _core.DeviceAttention(0, limits, wide, 0x1000)
 
 
+def check_a_profile_takes_its_kernel(path: Path) -> None:
+    fake = FakeDriver(path)
+    step = Step()
+    step.plan()
+    args = step.run_args()
+    args.set_profile(0x70000, _core.profile_bytes(NUM_CTAS, 5) + 100)
+    with pytest.raises(ValueError, match=r"profile is given; call load_profiler\(\) first"):
+        step.attention.run(args, 0)
+    fake.set("profiled_param_bytes", 952)
+    with pytest.raises(_core.DeviceError, match="takes 952 bytes of parameters, the library passes 960"):
+        step.attention.load_profiler()
+    fake.set("profiled_param_bytes", 960)
+    step.attention.load_profiler()
+    num_loads = fake.get("num_loads")
+    step.attention.load_profiler()
+    assert fake.get("num_loads") == num_loads
+    names = []
+    for _ in range(2):
+        step.attention.run(args, 0)
+        names.append(ctypes.c_char_p.in_dll(fake.library, "launch_name").value)
+        launched = (ctypes.c_char * 960).in_dll(fake.library, "launch_params")
+        assert struct.unpack_from("<Qi", launched, 896) == (0x70000, 5)
+        assert PARAMS.unpack_from(launched)[7] == 0x1000
+        args.set_options(0x9000, False, 0)  # sinks, of the masked kernel
+    step.run()
+    names.append(ctypes.c_char_p.in_dll(fake.library, "launch_name").value)
+    assert names == [b"onewave_attention_profiled"] * 2 + [b"onewave_attention"]
+    for num_bytes, address, message in (
+        (
+            _core.profile_bytes(NUM_CTAS, 1) - 1,
+            0x70000,
+            "num_profile_bytes is [0-9]+; it must be at least [0-9]+ for 8",
+        ),
+        (_core.profile_bytes(NUM_CTAS, 1), 0x70008, "profile must start at a multiple of 16 bytes"),
+    ):
+        args.set_profile(address, num_bytes)
+        with pytest.raises(ValueError, match=message):
+            step.attention.run(args, 0)
+
+
+def check_no_profiler_for_fp16(path: Path) -> None:
+    FakeDriver(path)
+    step = Step(dtype=_core.DType.FLOAT16)
+    with pytest.raises(
+        ValueError, match="float16 head_dim 128 tma with the profiler; the nearest is bfloat16 head_dim"
+    ):
+        step.attention.load_profiler()
+
+
 def check_kernel_of_another_build(path: Path) -> None:
     FakeDriver(path, kernel_param_bytes=888)
     with pytest.raises(_core.DeviceError, match="takes 888 bytes of parameters, the library passes 896"):
@@ -504,6 +554,8 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_queries_of_fp8_that_are_refused,
         check_gathered_pages_need_no_map,
         check_bad_construction,
+        check_a_profile_takes_its_kernel,
+        check_no_profiler_for_fp16,
         check_kernel_of_another_build,
     ],
 )

@@ -194,6 +194,17 @@ def predict_items(
 ) -> list[float]:
     """What the planner took each item to cost, in microseconds."""
 
+PROFILE_PHASES: list[str]
+PROFILE_MAGIC: int
+PROFILE_VERSION: int
+PROFILE_TRACKS_OFFSET: int
+PROFILE_CYCLES_OFFSET: int
+
+def profile_bytes(num_ctas: int, max_items: int) -> int: ...
+def profile_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
+    """As plan_layout(), of the records of profile.h; an ItemProfile's tracks begin at PROFILE_TRACKS_OFFSET, and the cycles
+    of each of these at PROFILE_CYCLES_OFFSET: uint32, one for each of PROFILE_PHASES."""
+
 def plan_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
     """Of each record of a plan: its size, and of each field the name, struct-module character and offset."""
 
@@ -260,6 +271,7 @@ class RunArgs:
         """Whether groups of tokens have factors of their own, and not heads alone."""
 
     def set_options(self, sinks: int, natural_lse: bool, window: int) -> None: ...
+    def set_profile(self, profile: int, num_bytes: int) -> None: ...
 
 def update_kv_lens(plan: bytes) -> bytes:
     """The plan with the lengths that its actual_kv_len_arr, on the host, has now; as it is without one."""
@@ -294,6 +306,8 @@ class KernelInfo:
     def loader(self) -> Loader: ...
     @property
     def is_masked(self) -> bool: ...
+    @property
+    def is_profiled(self) -> bool: ...
     @property
     def num_bytes(self) -> int: ...
 
@@ -339,6 +353,7 @@ class DeviceAttention:
     ) -> None:
         """Enqueues one copy on `stream`; kv_indices is a device address, used in place until the next plan."""
 
+    def load_profiler(self) -> None: ...
     def update_kv_lens(self, stream: int) -> None:
         """One small launch on `stream` that reads the last plan's actual_kv_len_arr."""
 

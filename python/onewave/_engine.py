@@ -20,6 +20,9 @@ class Engine(Protocol):
     def plan(self, batch: Batch, masks: Masks, sm_scale: float) -> None:
         """Replaces the plans, one for each window; leaves the last ones where it raises."""
 
+    def load_profiler(self) -> None:
+        """For runs whose arguments have a profile."""
+
     def update_kv_lens(self) -> None:
         """For the runs from now on; plan() does so too."""
 
@@ -62,6 +65,9 @@ class CpuEngine:
         ]
         self._held = (kv_indices, batch.actual_kv_len_arr)
         self.update_kv_lens()
+
+    def load_profiler(self) -> None:
+        pass
 
     def update_kv_lens(self) -> None:
         self._updated_plans = [_core.update_kv_lens(plan) for plan in self._plans]
@@ -107,6 +113,9 @@ class DeviceEngine:
             **masks.arguments(),
         )
         self._held = (kv_indices, batch.actual_kv_len_arr)
+
+    def load_profiler(self) -> None:
+        self._attention.load_profiler()
 
     def update_kv_lens(self) -> None:
         self._attention.update_kv_lens(current_stream(self._device))

@@ -15,6 +15,7 @@ from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._masks import make_masks
 from onewave._ops import call_run, make_handle
 from onewave._prefixes import PrefixGroups
+from onewave._profiler import Profiler
 from onewave._scales import Scale
 from onewave._tensors import (
     CheckedTensors,
@@ -35,6 +36,7 @@ from onewave._validate import (
     check_positive_float,
     check_unsupported,
 )
+from onewave.trace import Trace
 from onewave.workspace import FP8, check_workspace, check_workspace_size, make_limits, resolve_device
 
 
@@ -46,6 +48,7 @@ class _Planned(NamedTuple):
     max_page_id: int  # -1: not known
     sees_masks: tuple[bool, ...]  # whether a run of each window takes the kernel that looks at them
     logits_soft_cap: float
+    use_profiler: bool
 
 
 @dataclass
@@ -90,6 +93,8 @@ class BatchAttention:
         max_mask_bytes: int = 1 << 20,
         max_shared_qo_len: int = 512,
         calibration: str | os.PathLike[str] | None = None,
+        max_profiled_runs: int = 32,
+        max_profiled_items: int = 128,
     ) -> None:
         """Host only: allocates and copies nothing.
 
@@ -116,6 +121,8 @@ class BatchAttention:
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
+        max_profiled_runs, max_profiled_items: with plan(use_profiler=True), the runs of a step and the items of a CTA
+            that are recorded: 150 bytes for each item of each CTA of each run, allocated by the first such plan().
 
         Raises onewave.DeviceError for a missing or too old driver and for a GPU that is not Hopper.
         """
@@ -137,6 +144,9 @@ class BatchAttention:
             check_workspace(workspace, self._device)
         self._workspace = workspace
         self._calibration = None if calibration is None else read_calibration(calibration)
+        self._max_profiled_runs = check_int("max_profiled_runs", max_profiled_runs, 1)
+        self._max_profiled_items = check_int("max_profiled_items", max_profiled_items, 1)
+        self._profiler: Profiler | None = None
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
         self._captured: _Captured | None = None
@@ -223,6 +233,9 @@ class BatchAttention:
             their way, which takes a third more time (bench/NOTES.md), unless q is of fp8 too: a tenth less.
         o_data_type: of out: q_data_type, or where that is torch.float8_e4m3fn torch.bfloat16 or torch.float16,
             torch.float32 on a CPU too; None: q_data_type, or torch.bfloat16.
+        use_profiler: runs take kernels that record where their time goes, for trace(): those are some per cent slower,
+            and there are none of float16. The first such plan() allocates the records' memory and loads the kernels, each
+            clears them on the stream.
 
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when
         four earlier copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are
@@ -239,7 +252,7 @@ class BatchAttention:
             raise RuntimeError(
                 "plan() is inside torch.compile; it must run outside, and a graph takes the last plan"
             )
-        check_unsupported("use_profiler", use_profiler, (False,))
+        check_bool("use_profiler", use_profiler)
         checker = self._checker_of(
             (
                 num_qo_heads,
@@ -254,7 +267,7 @@ class BatchAttention:
         )
         shape = checker.shape
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
-        self._check_capture(shape)
+        self._check_capture(shape, use_profiler)
         batch = make_batch(
             self._device,
             qo_indptr,
@@ -280,14 +293,23 @@ class BatchAttention:
         self._check_captured(batch, masks.are_seen())
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
+        if use_profiler:
+            engine.load_profiler()
         engine.plan(batch, masks, scale)
         self._engine = engine
+        if use_profiler:
+            self._begin_profile(shape, batch)
         if not is_same_shape:
             self._checked = None
         if shape.dtype == FP8:
             self._fp8_out_dtype = shape.out_dtype
         self._planned = _Planned(
-            checker, batch.total_qo_len, batch.max_page_id, masks.are_seen(), masks.logits_soft_cap
+            checker,
+            batch.total_qo_len,
+            batch.max_page_id,
+            masks.are_seen(),
+            masks.logits_soft_cap,
+            use_profiler,
         )
 
     def update_kv_lens(self) -> None:
@@ -352,6 +374,8 @@ class BatchAttention:
         sinks: float32 [num_qo_heads], a logit that each row of the head has beside its keys' scaled scores, and to
             which no value belongs: it makes the output smaller, and is in the lse. A row without keys has this lse.
         logits_soft_cap: 0.0: the plan's; another value must equal it.
+        profiler_buffer: uint8 [onewave.profiler_buffer_size(...) or more] on `device`, zeros before its first run: where
+            the time of this run goes, after a plan(use_profiler=True); None: to memory of the object's own.
         enable_pdl: programmatic dependent launch: the kernel may begin while the one before it on the stream still
             runs, and waits for its end before it reads q and kv_cache. No effect on a CPU.
 
@@ -368,8 +392,7 @@ class BatchAttention:
         """
         if logits_soft_cap is not None and (type(logits_soft_cap) is not float or logits_soft_cap != 0.0):
             self._check_soft_cap(logits_soft_cap)
-        if profiler_buffer is not None or kv_cache_sf is not None:
-            check_unsupported("profiler_buffer", profiler_buffer, (None,))
+        if kv_cache_sf is not None:
             check_unsupported("kv_cache_sf", kv_cache_sf, (None,))
         check_bool("return_lse", return_lse)
         if lse is not None and not return_lse:
@@ -390,6 +413,11 @@ class BatchAttention:
                 window,
                 sinks,
                 natural_lse,
+                profiler_buffer,
+            )
+        if profiler_buffer is not None:
+            raise ValueError(
+                "profiler_buffer is given; it must be None inside torch.compile, where runs take the profiler's own memory"
             )
         # By q alone where it can be, so that a graph depends on as little as possible.
         out_dtype = self._fp8_out_dtype if q.dtype == FP8 else q.dtype
@@ -440,6 +468,7 @@ class BatchAttention:
         window: int,
         sinks: torch.Tensor | None,
         natural_lse: bool,
+        profiler_buffer: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """run(), also where it was compiled: all that needs the plan or the tensors' memory."""
         planned, checked = self._planned, self._checked
@@ -479,6 +508,8 @@ class BatchAttention:
         options = None
         if type(window) is not int or window != 0 or sinks is not None or natural_lse is not False:
             options = self._check_options(planned, window, sinks, natural_lse)
+        if profiler_buffer is not None and not planned.use_profiler:
+            raise ValueError("profiler_buffer is given; it must be None after a plan() without use_profiler")
         # No check comes after it.
         if out is None or lse is None:
             out, lse = _allocate(q, kv_cache, out, lse, return_lse, planned.checker.shape.out_dtype)
@@ -488,6 +519,8 @@ class BatchAttention:
             args.set_scales(*scales)
         if options is not None:
             args.set_options(*options)
+        if planned.use_profiler and self._profiler is not None:
+            self._profiler.set_profile(args, window, self._is_capturing(), profiler_buffer)
         self._engine.run(args, window, enable_pdl)
         if self._is_capturing():
             self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
@@ -530,6 +563,39 @@ class BatchAttention:
             raise RuntimeError("plan_bytes() needs a plan; call plan() first")
         return self._engine.plan_bytes(check_int("window", window, 0, self._limits.num_windows - 1))
 
+    def trace(self, profiler_buffer: torch.Tensor | None = None) -> Trace:
+        """Where the time of the runs since the last plan(use_profiler=True) went, replays of CUDA graphs among them: see
+        onewave.trace.Trace. Of several replays since that plan() the last one's.
+
+        profiler_buffer: the one that a run() was given; None: of all others.
+
+        Cost: a copy to the host, which waits for the current stream. Raises RuntimeError before such a plan().
+        """
+        if (
+            self._engine is None
+            or self._planned is None
+            or self._profiler is None
+            or not self._planned.use_profiler
+        ):
+            raise RuntimeError("trace() needs a plan with the profiler; call plan(use_profiler=True) first")
+        return self._profiler.trace(self._engine.plan_bytes, profiler_buffer)
+
+    def _begin_profile(self, shape: Shape, batch: Batch) -> None:
+        core_shape = shape.to_core()
+        if self._profiler is None:
+            calibration = None
+            if self._device.type == "cuda":
+                gpu = _core.device_info(self._device.index).name
+                calibration = self._calibration or _core.calibration_of(gpu)
+            self._profiler = Profiler(
+                self._device,
+                self._limits.num_ctas,
+                self._max_profiled_runs,
+                self._max_profiled_items,
+                calibration,
+            )
+        self._profiler.begin_plan(core_shape, batch)
+
     def _checker_of(self, arguments: ShapeArguments) -> TensorChecker:
         """That of the last call where the arguments are the same, as they are from step to step."""
         if arguments != self._shape_arguments:
@@ -539,13 +605,20 @@ class BatchAttention:
         assert self._checker is not None
         return self._checker
 
-    def _check_capture(self, shape: Shape) -> None:
+    def _check_capture(self, shape: Shape, use_profiler: bool) -> None:
         """What a captured graph has baked in may not change, and a graph cannot contain a plan."""
         if self._is_capturing():
             raise RuntimeError(
                 "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
             )
-        if self._captured is None or self._planned is None or self._planned.checker.shape == shape:
+        if self._captured is None or self._planned is None:
+            return
+        if use_profiler is not self._planned.use_profiler:
+            raise RuntimeError(
+                f"use_profiler is {use_profiler}; it must stay {self._planned.use_profiler}, because run() was captured in a "
+                "CUDA graph with it"
+            )
+        if self._planned.checker.shape == shape:
             return
         captured = self._planned.checker.shape
         changed = [

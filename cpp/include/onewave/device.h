@@ -28,6 +28,7 @@ struct KernelInfo {
   int32_t head_dim_vo;
   Loader loader;
   bool is_masked;    ///< looks at windows, soft caps, sinks, custom masks and scales of groups of tokens
+  bool is_profiled;  ///< counts where its time goes (onewave/profile.h)
   size_t num_bytes;  ///< of the cubin
 };
 
@@ -68,6 +69,10 @@ class DeviceAttention {
   /// plan. Null before the first, and after an upload that failed.
   const PlanHeader* last_plan(int32_t window = 0) const;
 
+  /// For runs with RunArgs::profile: loads the kernels with the profiler. Host only. Throws InvalidArgument,
+  /// which names the nearest, where there is none for the shape.
+  void load_profiler();
+
   /// One launch on `stream`; neither allocates nor synchronises. Safe in a stream capture, which bakes the
   /// arguments in: they are then checked for every later plan within the limits, also where the last one
   /// reads none of them. A run without sinks by a plan without masks (PlanHeader::is_masked) takes a kernel
@@ -76,6 +81,9 @@ class DeviceAttention {
   /// those of k and v are not negative and below 2^40 bytes, and for Loader::kTma not 0; for Loader::kGather
   /// k and v each span less than 64 GiB. A stride of a dimension of size 1 is never taken and may be
   /// anything; q and out have max_total_qo_len tokens in this respect.
+  ///
+  /// With args.profile the run takes the kernel with the profiler, which load_profiler() must have loaded; a
+  /// capture bakes in which, and the buffer.
   ///
   /// `enable_pdl`: the launch may begin while the kernel before it on the stream still runs (programmatic
   /// dependent launch), and waits for its end before it reads or writes anything but its own registers and

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <onewave/planner.h>
+#include <onewave/profile.h>
 
 #include <cstdint>
 
@@ -43,6 +44,10 @@ struct RunArgs {
   const float* sinks = nullptr;
   bool natural_lse = false;  ///< lse in base e, not 2
   int32_t window = 0;        ///< of a DeviceAttention's plans, by the order of the windows
+  /// Where the run's time goes (onewave/profile.h), or null: profile_bytes(CTAs of the launch, 1) or more,
+  /// from a multiple of 16. On a CPU threads take the place of CTAs.
+  void* profile = nullptr;
+  int64_t num_profile_bytes = 0;
 };
 
 /// Gives the items of a plan on the host the keys that its requests have by now, in

@@ -24,6 +24,7 @@
 #include <onewave/executor.h>
 #include <onewave/plan_format.h>
 #include <onewave/planner.h>
+#include <onewave/profile.h>
 #include <onewave/row_kernels.h>
 #include <onewave/types.h>
 #include <onewave/version.h>

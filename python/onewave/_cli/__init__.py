@@ -1,4 +1,4 @@
-"""The command line: `python -m onewave` with demo, info, plan, calibrate, bench or cmake-dir."""
+"""The command line: `python -m onewave` with demo, info, plan, profile, calibrate, bench or cmake-dir."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from onewave._cli.cmake_dir import show_cmake_dir
 from onewave._cli.demo import run_demo
 from onewave._cli.info import show_info
 from onewave._cli.plan import add_plan_arguments, run_plan
+from onewave._cli.profile import add_profile_arguments, run_profile
 from onewave.bench.command import add_arguments, run_bench
 
 
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_plan_arguments(
         commands.add_parser("plan", help="plan a batch and draw it: which CTA does what, and for how long")
     )
+    add_profile_arguments(
+        commands.add_parser("profile", help="run a batch with the profiler: where the time of each SM went")
+    )
     add_arguments(
         commands.add_parser("bench", help="measure named workloads, beside other attention kernels")
     )
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show_info(options.markdown)
     if options.command == "plan":
         return run_plan(options)
+    if options.command == "profile":
+        return run_profile(options)
     if options.command == "calibrate":
         return run_calibrate(options)
     if options.command == "bench":

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import onewave
 from onewave._calibration import LOADERS, to_core
-from onewave._cli.records import header_of, items_of
+from onewave._plan_records import header_of, items_of
 from onewave.bench.machine import describe_machine
 from onewave.bench.system import Onewave
 from onewave.bench.tensors import make_tensors

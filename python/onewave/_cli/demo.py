@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 import onewave
-from onewave._cli.records import ctas_of, header_of
 from onewave._cli.step import cpu_step, gpu_step
+from onewave._plan_records import ctas_of, header_of
 from onewave.bench.ceilings import device_ceilings
 from onewave.bench.reference import MAX_RELATIVE_ERROR, reference_attention, relative_error
 from onewave.bench.tensors import BatchTensors, make_tensors

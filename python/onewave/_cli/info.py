@@ -9,7 +9,7 @@ from rich.table import Table
 
 import onewave
 from onewave import _core
-from onewave._cli.records import header_of
+from onewave._plan_records import header_of
 
 
 def show_info(as_markdown: bool) -> int:

@@ -1,0 +1,200 @@
+"""What a profile's bytes become: times, a summary, a trace that others open, a picture. Of made-up profiles, whose
+numbers are known, and of the executor's."""
+
+import json
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onewave import _core
+from onewave._prediction import Bar
+from onewave.trace import PHASES, Run, Trace
+from onewave.trace.records import read_run
+from test_cli import run_cli
+
+BEGIN_NS = 1 << 60
+# Of the SM, at 2 clocks a nanosecond.
+BEGIN_CLOCK = 1 << 40
+
+
+def pack(record: str, **values: Any) -> bytearray:
+    size, fields = _core.profile_layout()[record]
+    data = bytearray(size)
+    for name, code, offset in fields:
+        struct.pack_into("<" + code, data, offset, values.pop(name, 0))
+    assert not values
+    return data
+
+
+def pack_item(tracks: list[tuple[int, int, dict[str, int]]], **fields: int) -> bytearray:
+    """`tracks`: begin, end and cycles by phase, each in clocks."""
+    data = pack("ItemProfile", **fields)
+    size, _ = _core.profile_layout()["ProfileTrack"]
+    for i, (begin, end, cycles) in enumerate(tracks):
+        at = _core.PROFILE_TRACKS_OFFSET + i * size
+        struct.pack_into("<II", data, at, begin, end)
+        counts = [cycles.get(phase, 0) for phase in PHASES]
+        struct.pack_into(f"<{len(PHASES)}I", data, at + _core.PROFILE_CYCLES_OFFSET, *counts)
+    return data
+
+
+def pack_cta(begin_us: int, end_us: int, sm: int, num_items: int) -> bytearray:
+    return pack(
+        "CtaProfile",
+        begin_ns=BEGIN_NS + 1000 * begin_us,
+        end_ns=BEGIN_NS + 1000 * end_us,
+        begin_clock=BEGIN_CLOCK,
+        end_clock=BEGIN_CLOCK + 2000 * (end_us - begin_us),
+        sm=sm,
+        num_items=num_items,
+        predicted_us=end_us,
+    )
+
+
+def made_up_run() -> Run:
+    """Two CTAs at work, of three: one has a wide item of 10 us, and two that got lost; the other began 2 us later and has
+    two splits of 4 us."""
+    nobody = bytes(_core.profile_layout()["ItemProfile"][0])
+    wide = pack_item(
+        [(0, 20000, {"products": 12000, "softmax": 4000}), (1000, 20000, {"wait for keys": 5000})],
+        request=7,
+        num_rows=128,
+        kv_end=256,
+        num_heads=1,
+        split_tile=-1,
+        is_wide=1,
+    )
+    narrow = [
+        pack_item(
+            [(begin, begin + 8000, {"merge": 800})] * 2, num_rows=4, kv_end=512, num_heads=4, split_idx=i
+        )
+        for i, begin in enumerate((0, 8000))
+    ]
+    header = pack(
+        "ProfileHeader",
+        magic=_core.PROFILE_MAGIC,
+        version=_core.PROFILE_VERSION,
+        num_ctas=3,
+        max_items=2,
+        num_tracks=2,
+    )
+    ctas = [pack_cta(0, 10, 5, 4), pack_cta(0, 0, 6, 0), pack_cta(2, 10, 3, 2)]
+    # Of 4 items of the first CTA there is room for 2, and both slots have the same one.
+    items = [wide, wide, nobody, nobody, *narrow]
+    run = read_run(torch.frombuffer(bytearray().join([header, *ctas, *items]), dtype=torch.uint8), "layer 0")
+    assert run is not None
+    return run
+
+
+def test_clocks_become_microseconds() -> None:
+    run = made_up_run()
+    assert run.begin_ns == BEGIN_NS and run.clock_mhz == pytest.approx(2000)
+    assert [(cta.begin_us, cta.end_us, cta.sm) for cta in run.ctas] == [(0, 10, 5), (0, 0, 6), (2, 10, 3)]
+    assert [cta.num_lost for cta in run.ctas] == [2, 0, 0]
+    wide, first, second = run.ctas[0].items[0], *run.ctas[2].items
+    assert (wide.kind, first.kind, wide.request, first.num_heads) == ("wide", "narrow, split", 7, 4)
+    assert [(item.begin_us, item.end_us) for item in (wide, first, second)] == [(0, 10), (2, 6), (6, 10)]
+    assert wide.tracks[0].phases_us == pytest.approx(
+        dict.fromkeys(PHASES, 0.0) | {"products": 6, "softmax": 2}
+    )
+    assert wide.tracks[1].phases_us["wait for keys"] == pytest.approx(2.5)
+
+
+def test_a_buffer_without_a_run() -> None:
+    assert read_run(torch.zeros(1000, dtype=torch.uint8), "x") is None
+
+
+def test_the_summary_of_a_made_up_run() -> None:
+    run = made_up_run()
+    prediction = (
+        Bar(0, "wide", 0.0, 8.0),
+        Bar(2, "narrow, split", 0.0, 4.0),
+        Bar(2, "narrow, split", 4.0, 5.0),
+    )
+    summary = Trace([Run(run.name, run.begin_ns, run.clock_mhz, run.ctas, prediction)]).summary()
+    # The wide item is there twice.
+    assert (summary.us, summary.num_ctas, summary.num_items, summary.num_lost) == (10, 2, 4, 2)
+    assert summary.busy == pytest.approx({"narrow": 0, "narrow, split": 0.4, "wide": 1.0, "wide, split": 0})
+    assert summary.phases["narrow, split"]["merge"] == pytest.approx(0.1)
+    assert summary.phases["wide"]["products"] == pytest.approx(6 / 19.5)
+    assert summary.imbalance == pytest.approx(1.0)
+    assert summary.predicted_us == 9 and summary.prediction_error == pytest.approx(-0.1)
+    assert summary.cta_error == pytest.approx((2 + 1) / 2 / 10)
+
+
+def events_of(path: Path, phase: str) -> list[dict[str, Any]]:
+    return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == phase]
+
+
+def test_slices_of_a_trace_nest(tmp_path: Path) -> None:
+    """Each thread's are one inside another or apart, items have all phases that took time, and times are right."""
+    run = made_up_run()
+    prediction = (Bar(0, "wide", 0.0, 8.0),)
+    file = tmp_path / "folder" / "trace.json"
+    Trace([Run("layer 0", run.begin_ns, 2000.0, run.ctas, prediction)]).write(file)
+    slices = events_of(file, "X")
+    names = {event["args"]["name"] for event in events_of(file, "M") if event["name"] == "process_name"}
+    assert names == {"layer 0", "layer 0, predicted"}
+    threads = {(event["pid"], event["tid"]) for event in slices}
+    for thread in threads:
+        open_ends: list[float] = []
+        ours = [event for event in slices if (event["pid"], event["tid"]) == thread]
+        for event in sorted(ours, key=lambda event: (event["ts"], -event["dur"])):
+            while open_ends and open_ends[-1] <= event["ts"] + 1e-6:
+                open_ends.pop()
+            assert not open_ends or event["ts"] + event["dur"] <= open_ends[-1] + 1e-6
+            open_ends.append(event["ts"] + event["dur"])
+    (item,) = [event for event in slices if event["name"] == "narrow request 0 split 1" and event["tid"] == 7]
+    assert (item["ts"], item["dur"]) == (pytest.approx(6), pytest.approx(4))
+    assert item["args"]["keys"] == "0..512" and item["args"]["merge, us"] == pytest.approx(0.4)
+    counters = [event["args"] for event in events_of(file, "C")]
+    assert max(counter["wide"] for counter in counters) == 2 and counters[-1] == {"narrow": 0, "wide": 0}
+
+
+def test_the_public_trace_processor_opens_a_trace(tmp_path: Path) -> None:
+    """Its package brings a program from the network, which CI has not."""
+    processor = pytest.importorskip("perfetto.trace_processor")
+    file = tmp_path / "trace.json"
+    Trace([made_up_run()]).write(file)
+    try:
+        trace = processor.TraceProcessor(trace=str(file))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no trace processor: {error}")
+    with trace:
+        query = "select category, count(*) as n, sum(dur) as ns from slice group by category"
+        rows = {row.category: (row.n, row.ns) for row in trace.query(query)}
+        (errors,) = trace.query("select sum(value) as n from stats where severity = 'error'")
+    assert rows["narrow, split"] == (4, 16_000) and rows["wide"][0] == 4
+    assert errors.n in (0, None)
+
+
+def test_the_command_of_a_profile(tmp_path: Path) -> None:
+    trace, png, svg = tmp_path / "trace.json", tmp_path / "trace.png", tmp_path / "trace.svg"
+    files = ("--output", str(trace), "--plot", str(png), "--plot", str(svg))
+    shape = ("--num-qo-heads", "4", "--num-kv-heads", "1", "--head-dim", "64", "--num-ctas", "4")
+    done = run_cli("profile", "600:1x4", "300:200", *shape, "--device", "cpu", "--layers", "2", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 x (600, 1) + 1 x (300, 200), 4/1 heads" in done.stdout and "of that products" in done.stdout
+    names = [event["args"]["name"] for event in events_of(trace, "M") if event["name"] == "process_name"]
+    assert names == ["run 0", "run 1"]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    num_items = int(re.findall(r"(\d+)\s+items", done.stdout)[0])
+    assert num_items < len(re.findall(r'id="patch_\d+"', svg.read_text())) < num_items + 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "cpu"), "give requests, --json or --workload"),
+        (("1:1", "--device", "cpu", "--graph"), "--graph needs a GPU"),
+        (("1:1", "--device", "cpu", "--layers", "0"), "layers is 0; it must be"),
+        (("1:1", "--device", "tpu"), "device is 'tpu'"),
+    ],
+)
+def test_the_command_refuses(arguments: tuple[str, ...], message: str) -> None:
+    done = run_cli("profile", *arguments)
+    assert done.returncode == 2 and message in " ".join(done.stdout.split())
