@@ -10,7 +10,8 @@ set(ONEWAVE_HEAD_DIMS
     "128           128"
     "192           128"
     "192           192"
-    "256           256")
+    "256           256"
+    CACHE STRING "Pairs of head_dims to build kernels for: fewer are built sooner")
 # Of Q, and of K and V. fp8 is e4m3; what is widened for wide items has no room where head_dim_qk and head_dim_vo
 # differ.
 set(ONEWAVE_DTYPES

@@ -33,29 +33,29 @@ class NarrowJoin {
                                       const Profiler& profiler) {
     constexpr int kSliceCols = join_slice_cols(kRows);
     constexpr int kPitch = join_pitch(kRows);
-    profiler.time(ProfilePhase::kJoin, [&] {
-      publish_states(rows);
-      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-      weigh_warps(output);
-    });
+    profiler.begin(ProfilePhase::kJoin);
+    publish_states(rows);
+    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    weigh_warps(output);
+    profiler.end(ProfilePhase::kJoin);
 #pragma unroll
     for (int slice = 0; slice < kPartCols / kSliceCols; ++slice) {
       constexpr int kSliceBlocks = kSliceCols / 16;
-      profiler.time(ProfilePhase::kJoin, [&] {
+      profiler.begin(ProfilePhase::kJoin);
 #pragma unroll
-        for (int m = 0; m < kSliceBlocks; ++m) {
+      for (int m = 0; m < kSliceBlocks; ++m) {
 #pragma unroll
-          for (int j = 0; j < kBlocks; ++j) {
-            float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m;
-            store_block<kPitch>(target, out[slice * kSliceBlocks + m][j]);
-          }
+        for (int j = 0; j < kBlocks; ++j) {
+          float* target = buffer_.out + (warp_ * kRows + 8 * j + lane_ % 4 * 2) * kPitch + 16 * m;
+          store_block<kPitch>(target, out[slice * kSliceBlocks + m][j]);
         }
-        ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-      });
-      profiler.time(ProfilePhase::kStore, [&] {
-        store_slice<kSliceCols, kPitch>(output, slice * kSliceCols);
-        ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-      });
+      }
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      profiler.end(ProfilePhase::kJoin);
+      profiler.begin(ProfilePhase::kStore);
+      store_slice<kSliceCols, kPitch>(output, slice * kSliceCols);
+      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      profiler.end(ProfilePhase::kStore);
     }
   }
 

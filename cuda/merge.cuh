@@ -161,11 +161,11 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
     if (item.split_idx + 1 < tile.num_splits) return;
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
   } else {
-    profiler.time(ProfilePhase::kArrive, [&] {
-      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-      if (thread == 0) arrivals.is_last = count_arrival(params, index);
-      ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
-    });
+    profiler.begin(ProfilePhase::kArrive);
+    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    if (thread == 0) arrivals.is_last = count_arrival(params, index);
+    ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    profiler.end(ProfilePhase::kArrive);
     if (!arrivals.is_last) return;
     if (tile.num_members > 0) {
       // What comes of the thread's number is made anew here: kept over the items it would be spilled.
@@ -176,8 +176,9 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
   // A narrow tile has few rows, and a wide one as a rule few splits.
   constexpr int kVectors = kKind == Kind::kNarrow ? 1 : 4;
   constexpr int kLoaded = kKind == Kind::kNarrow ? 4 : 2;
-  profiler.time(ProfilePhase::kMerge,
-                [&] { merge<kVectors, kLoaded>(params, {header, tile, arrivals.ready_members}, thread); });
+  profiler.begin(ProfilePhase::kMerge);
+  merge<kVectors, kLoaded>(params, {header, tile, arrivals.ready_members}, thread);
+  profiler.end(ProfilePhase::kMerge);
 }
 
 }  // namespace onewave

@@ -73,7 +73,9 @@ class NarrowConsumer {
     QueryFragments q;
     float out[kPartCols / 16][kBlocks][4] = {};
     RowState rows[2 * kBlocks];  // of packed row 8 j + 2 (lane % 4) + c at 2 j + c
-    profiler_.time(ProfilePhase::kWaitQueries, [&] { rings_.q.wait_full(at_.q); });
+    profiler_.begin(ProfilePhase::kWaitQueries);
+    rings_.q.wait_full(at_.q);
+    profiler_.end(ProfilePhase::kWaitQueries);
     if constexpr (kQueryInRegisters) {
 #pragma unroll
       for (int step_pair = 0; step_pair < kStepPairs; ++step_pair) {
@@ -117,21 +119,28 @@ class NarrowConsumer {
                                            RowState (&rows)[2 * kBlocks],
                                            float (&out)[kPartCols / 16][kBlocks][4]) {
     float scores[kBlocks][4] = {};
-    profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full(at_.kv); });
-    profiler_.time(ProfilePhase::kProducts, [&] { multiply_keys(scores, q); });
+    profiler_.begin(ProfilePhase::kWaitKeys);
+    rings_.k.wait_full(at_.kv);
+    profiler_.end(ProfilePhase::kWaitKeys);
+    profiler_.begin(ProfilePhase::kProducts);
+    multiply_keys(scores, q);
+    profiler_.end(ProfilePhase::kProducts);
     float value_scales[2] = {1.f, 1.f};  // of the lane's two keys
     if constexpr (kGroupScales)
       scale_keys(scores, value_scales, kAtEdge ? item.kv_end - first_key : kStageKv);
     rings_.k.arrive_empty(at_.kv);
     uint32_t weights[kBlocks][2];
-    profiler_.time(ProfilePhase::kSoftmax, [&] {
-      if (kMasked && scales_.cap_log2 > 0) cap(scores);
-      if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
-      softmax(scores, rows, value_scales, out, weights);
-    });
-    profiler_.time(ProfilePhase::kWaitValues, [&] { rings_.v.wait_full(at_.kv); });
-    profiler_.time(ProfilePhase::kProducts,
-                   [&] { multiply_values<kAtEdge>(out, weights, item.kv_end - first_key); });
+    profiler_.begin(ProfilePhase::kSoftmax);
+    if (kMasked && scales_.cap_log2 > 0) cap(scores);
+    if constexpr (kAtEdge) mask(scores, PackedRows(work_, item), first_key);
+    softmax(scores, rows, value_scales, out, weights);
+    profiler_.end(ProfilePhase::kSoftmax);
+    profiler_.begin(ProfilePhase::kWaitValues);
+    rings_.v.wait_full(at_.kv);
+    profiler_.end(ProfilePhase::kWaitValues);
+    profiler_.begin(ProfilePhase::kProducts);
+    multiply_values<kAtEdge>(out, weights, item.kv_end - first_key);
+    profiler_.end(ProfilePhase::kProducts);
     rings_.v.release(at_.kv);
   }
 

@@ -36,10 +36,8 @@ class NoProfiler {
   __device__ __forceinline__ void begin_item() const {}
   template <Kind kKind>
   __device__ __forceinline__ void end_item(const WorkItem&, int) const {}
-  template <class Work>
-  __device__ __forceinline__ void time(ProfilePhase, const Work& work) const {
-    work();
-  }
+  __device__ __forceinline__ void begin(ProfilePhase) const {}
+  __device__ __forceinline__ void end(ProfilePhase) const {}
 };
 
 /// Of a consumer thread.
@@ -120,16 +118,15 @@ class CountingProfiler {
     }
   }
 
-  /// Does `work`, which is the phase.
-  template <class Work>
-  __device__ __forceinline__ void time(ProfilePhase phase, const Work& work) const {
-    const uint32_t counter = ptx::shared_address(&counters_.cycles[track()][static_cast<int>(phase)]);
-    ptx::subtract_clock(counter, counts());
-    work();
-    ptx::add_clock(counter, counts());
+  __device__ __forceinline__ void begin(ProfilePhase phase) const {
+    ptx::subtract_clock(counter(phase), counts());
   }
+  __device__ __forceinline__ void end(ProfilePhase phase) const { ptx::add_clock(counter(phase), counts()); }
 
  private:
+  __device__ __forceinline__ uint32_t counter(ProfilePhase phase) const {
+    return ptx::shared_address(&counters_.cycles[track()][static_cast<int>(phase)]);
+  }
   __device__ __forceinline__ static bool counts() { return threadIdx.x % kWarpgroupThreads == 0; }
   __device__ __forceinline__ static int track() { return threadIdx.x / kWarpgroupThreads - 1; }
   __device__ __forceinline__ uint32_t now() const {

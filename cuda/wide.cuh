@@ -109,14 +109,18 @@ class WideConsumer {
 
   /// Until an item and its Q are there; false behind the last.
   __device__ __forceinline__ bool wait_item() {
-    profiler_.time(ProfilePhase::kWaitQueries, [&] { rings_.q.wait_full(at_.q); });
+    profiler_.begin(ProfilePhase::kWaitQueries);
+    rings_.q.wait_full(at_.q);
+    profiler_.end(ProfilePhase::kWaitQueries);
     return item().valid;
   }
 
   /// Until also its last tile of K is there.
   __device__ __forceinline__ void wait_first_scores() {
     ptx::fence_proxy_async();
-    profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full(at_.k); });
+    profiler_.begin(ProfilePhase::kWaitKeys);
+    rings_.k.wait_full(at_.k);
+    profiler_.end(ProfilePhase::kWaitKeys);
   }
 
   /// `scores`: of the item's last tile of keys, and at the end of the next item's. Where there is none, they
@@ -142,23 +146,22 @@ class WideConsumer {
     const int last_tile_keys = tile.item.kv_end - tile_begin;
 
     float maxima[2];
-    profiler_.time(ProfilePhase::kSoftmax, [&] {
-      mask_edges(tile_begin);
-      take_maxima(scores, maxima);
-      raise_references(maxima, rows, factors);
-    });
+    profiler_.begin(ProfilePhase::kSoftmax);
+    mask_edges(tile_begin);
+    take_maxima(scores, maxima);
+    raise_references(maxima, rows, factors);
+    profiler_.end(ProfilePhase::kSoftmax);
     wait_next_scores(false, tile_begin <= kv_begin);
     multiply(scores, rows, out, weight_sums, false, last_tile_keys);
     while (tile_begin > kv_begin) {
       tile_begin -= kStageKv;
       const bool has_next_keys = rings_.k.is_full(at_.k);
-      bool rise;
-      profiler_.time(ProfilePhase::kSoftmax, [&] {
-        mask_edges(tile_begin);
-        take_maxima(scores, maxima);
-        rise = exceed_references(maxima, rows);
-        if (rise) raise_references(maxima, rows, factors);
-      });
+      profiler_.begin(ProfilePhase::kSoftmax);
+      mask_edges(tile_begin);
+      take_maxima(scores, maxima);
+      const bool rise = exceed_references(maxima, rows);
+      if (rise) raise_references(maxima, rows, factors);
+      profiler_.end(ProfilePhase::kSoftmax);
       wait_next_scores(has_next_keys, tile_begin <= kv_begin);
       if constexpr (!kFp8Queries) wait_out(out);
       if (rise) {
@@ -170,14 +173,18 @@ class WideConsumer {
     }
     finish_rows(tile, weight_sums, rows, out_scales);
     if constexpr (!kFp8Queries) wait_out(out);
-    profiler_.time(ProfilePhase::kStore, [&] { store(tile, out, out_scales); });
+    profiler_.begin(ProfilePhase::kStore);
+    store(tile, out, out_scales);
+    profiler_.end(ProfilePhase::kStore);
   }
 
   /// Until the operands of the scores after these are there. After the last there are none, and their stage
   /// is released all the same: not before its last use, for which no producer waits any more.
   __device__ __forceinline__ void wait_next_scores(bool has_keys, bool is_last_tile) {
     if (!is_last_tile) {
-      profiler_.time(ProfilePhase::kWaitKeys, [&] { rings_.k.wait_full_unless(has_keys, at_.k); });
+      profiler_.begin(ProfilePhase::kWaitKeys);
+      rings_.k.wait_full_unless(has_keys, at_.k);
+      profiler_.end(ProfilePhase::kWaitKeys);
       return;
     }
     rings_.q.release(at_.q);
@@ -195,7 +202,9 @@ class WideConsumer {
   }
 
   __device__ __forceinline__ void wait_out(float (&out)[kWideOut]) {
-    profiler_.time(ProfilePhase::kProducts, [&] { ptx::wgmma_wait_group<0>(); });
+    profiler_.begin(ProfilePhase::kProducts);
+    ptx::wgmma_wait_group<0>();
+    profiler_.end(ProfilePhase::kProducts);
     ptx::fence_registers(out);
     rings_.v.release(at_.v);
   }
@@ -233,17 +242,23 @@ class WideConsumer {
                                            int valid_keys) {
     float exponents[kWideScores];
     WideWeights weights;
-    profiler_.time(ProfilePhase::kSoftmax, [&] { scale(scores, rows, exponents); });
+    profiler_.begin(ProfilePhase::kSoftmax);
+    scale(scores, rows, exponents);
+    profiler_.end(ProfilePhase::kSoftmax);
     take_turn();
     issue_scores(scores);
     ptx::fence_registers(exponents);
     if (kGroupScales) wait_values();
-    profiler_.time(ProfilePhase::kSoftmax, [&] { make_weights(exponents, rows, weights); });
+    profiler_.begin(ProfilePhase::kSoftmax);
+    make_weights(exponents, rows, weights);
+    profiler_.end(ProfilePhase::kSoftmax);
     ptx::fence_registers(weights);
     pass_turn();
     if (!kGroupScales) wait_values();
     if (!kGather && !kFp8Kv && valid_keys < kStageKv) clear_tail(valid_keys);
-    profiler_.time(ProfilePhase::kProducts, [&] { multiply_values(out, weight_sums, weights, accumulate); });
+    profiler_.begin(ProfilePhase::kProducts);
+    multiply_values(out, weight_sums, weights, accumulate);
+    profiler_.end(ProfilePhase::kProducts);
     ptx::fence_registers(scores);
     if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
     rings_.k.release(at_.k);
@@ -270,14 +285,17 @@ class WideConsumer {
   }
 
   __device__ __forceinline__ void wait_values() {
-    profiler_.time(ProfilePhase::kWaitValues, [&] { rings_.v.wait_full(at_.v); });
+    profiler_.begin(ProfilePhase::kWaitValues);
+    rings_.v.wait_full(at_.v);
+    profiler_.end(ProfilePhase::kWaitValues);
   }
 
   /// The turn of the exponentials, and of the scores issued before them.
   __device__ __forceinline__ void take_turn() const {
     if (!kTakeTurns) return;
-    profiler_.time(ProfilePhase::kWaitTurn,
-                   [&] { ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads); });
+    profiler_.begin(ProfilePhase::kWaitTurn);
+    ptx::bar_sync(kBarrierTurn + warpgroup_, kConsumerThreads);
+    profiler_.end(ProfilePhase::kWaitTurn);
   }
   __device__ __forceinline__ void pass_turn() const {
     if (kTakeTurns) ptx::bar_arrive(kBarrierTurn + 1 - warpgroup_, kConsumerThreads);

@@ -75,11 +75,17 @@ def kernel_rows() -> list[tuple[str, ...]]:
             _names(kernel.dtype.name.lower() for kernel in kernels),
             _names(k.kv_dtype.name.lower() for k in kernels if k.kv_dtype != k.dtype) or "-",
             _names(kernel.loader.name.lower() for kernel in kernels),
-            _names("masked" if kernel.is_masked else "plain" for kernel in kernels),
+            _names(_variant(kernel) for kernel in kernels),
             f"{sum(kernel.num_bytes for kernel in kernels) / 1024:.0f}",
         )
         for (head_dim_qk, head_dim_vo), kernels in by_head_dims.items()
     ]
+
+
+def _variant(kernel: _core.KernelInfo) -> str:
+    if kernel.is_profiled:
+        return "profiled"
+    return "masked" if kernel.is_masked else "plain"
 
 
 def kernel_markdown() -> str:
