@@ -1,4 +1,5 @@
-"""Sphinx's configuration: `sphinx-build -W --keep-going docs build/docs`, beside an installed onewave."""
+"""Sphinx's configuration: `sphinx-build -W --keep-going docs build/docs`, beside an installed onewave. Links inside are
+checked by that, others by `-b linkcheck`."""
 
 import re
 from typing import Any
@@ -23,6 +24,7 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["onewave.css"]
+smartquotes = False  # docstrings have "NHD" and the like
 pygments_style = "friendly"
 
 # An argument of a docstring, and what is indented below it.
