@@ -88,9 +88,9 @@ def output_of(command: str) -> str:
     done = subprocess.run(
         words,
         cwd=folder,
-        env=os.environ | {"COLUMNS": COLUMNS},
+        env=os.environ | {"COLUMNS": COLUMNS, "PYTHONUTF8": "1"},
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
