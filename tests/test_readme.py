@@ -1,30 +1,23 @@
-"""README.md says what is so: its example runs and is right, its commands are those that every change must pass."""
+"""README.md says what is so: its blocks run and its example is right, its commands are those that every change must pass."""
 
 import re
-import runpy
 from pathlib import Path
-from typing import Any
 
 import torch
+from doc_blocks import Blocks
+from doc_commands import REPO, Commands
 from onewave._cli.info import kernel_markdown
 from reference import attend
 
-REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()
 MAX_BF16_ERROR = 0.02
 
 
-def run_example(folder: Path) -> dict[str, Any]:
-    """The names of the example, run with one change: on the CPU."""
+def test_its_blocks_run_and_the_example_is_right(tmp_path: Path) -> None:
+    """With one change: on the CPU."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert example.count('device = "cuda"') == 1
-    script = folder / "example.py"
-    script.write_text(example.replace('device = "cuda"', 'device = "cpu"'))
-    return runpy.run_path(str(script))
-
-
-def test_the_example_runs_and_is_right(tmp_path: Path) -> None:
-    names = run_example(tmp_path)
+    names = Blocks(REPO / "README.md", tmp_path, Commands(tmp_path, "cpu"), "cpu").run()
     group_size = names["num_qo_heads"] // names["num_kv_heads"]
     for i, kv_len in enumerate(names["kv_len_arr"].tolist()):
         rows = slice(*names["qo_indptr"][i : i + 2].tolist())
