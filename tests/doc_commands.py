@@ -30,7 +30,7 @@ class Commands:
         self._folder = folder
         self._has_gpu = device != "cpu"
         self._kinds: dict[str, Callable[[str], str]] = {
-            r"python3 -m onewave (plan|info|cmake-dir)\b": self._run_onewave,
+            r"python3 -m onewave (plan|profile|info|cmake-dir)\b": self._run_onewave,
             r"python3 -m onewave calibrate\b": self._refuse_without_gpu,
             r"python3 -m pip install ": _check_install,
             r"(cmake|\./build/\w+)( |$)": self._run_shell,
