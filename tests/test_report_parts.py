@@ -74,6 +74,8 @@ def test_curves_are_of_what_differs_in_one_number() -> None:
     assert places(*mixture) == []
     chunks = [Workload(f"c{n}", ((Request(64, 1),) * 2 + (Request(64 + n, n),))) for n in (2, 4, 8)]
     assert places(*chunks) == [(CHUNK_SIZE, [2, 4, 8])]
+    assert places(*chunks[:2], Workload("c8", ((Request(64, 1),) * 2 + (Request(40, 8),)))) == []
+    assert places(*chunks[:2], Workload("c8", ((Request(64, 1),) * 3 + (Request(72, 8),)))) == []
     assert places(*(replace(chunks[0], page_size=page_size) for page_size in (16, 1, 8))) == [
         (PAGE_SIZE, [1, 8, 16])
     ]
