@@ -247,6 +247,8 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "none.json" in capsys.readouterr().out and not (tmp_path / "out").exists()
     assert main(["bench", "--from", str(RECORD.with_name("soak_h100.json"))]) == 2
     assert "is no record of bench --json" in capsys.readouterr().out
+    assert main(["bench", "--from", str(RECORD), "--workloads", "prefill_*"]) == 2
+    assert "--from measures nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("package", "name"), [("jinja2", "Jinja2"), ("matplotlib", "matplotlib")])

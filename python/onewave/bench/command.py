@@ -21,7 +21,7 @@ from onewave.bench.harness import NUM_WARMUPS, Harness, one_line
 from onewave.bench.plot import check_matplotlib, write_plot
 from onewave.bench.record import read_record
 from onewave.bench.registry import all_systems, available_systems, select_systems
-from onewave.bench.report.header import device_of
+from onewave.bench.report.header import title_of
 from onewave.bench.report.page import check_packages, write_report
 from onewave.bench.result import OURS, Result, WorkloadResult, write_json
 from onewave.bench.system import Prepare
@@ -106,7 +106,7 @@ def run_bench(options: argparse.Namespace) -> int:
         return 2
     console.print(summary_table(results))
     if options.plot is not None:
-        write_plot(options.plot, results, f"{device_of(header)}, onewave {onewave.__version__}")
+        write_plot(options.plot, results, title_of(header))
     if options.report is not None:
         page = write_report(options.report, header, results)
         console.print(f"wrote {page}", markup=False, highlight=False)
@@ -115,6 +115,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> tuple[dict[str, Any], list[WorkloadResult]]:
     """Of a record, of which the page gets a copy."""
+    if options.workloads is not None or options.systems is not None or options.json is not None:
+        raise ValueError("--from measures nothing: it goes without --workloads, --systems and --json")
     record = read_record(options.record)
     if options.report is not None:
         text = options.record.read_bytes()

@@ -53,6 +53,13 @@ def describe_run(header: dict[str, Any], results: Sequence[WorkloadResult]) -> l
     return shown
 
 
+def title_of(header: dict[str, Any]) -> str:
+    """The device, and the version that was measured there."""
+    machine = header.get("machine")
+    version = machine.get("onewave") if isinstance(machine, dict) else None
+    return ", ".join([device_of(header), *([f"onewave {version}"] if version else [])])
+
+
 def device_of(header: dict[str, Any]) -> str:
     machine = header.get("machine")
     return str(machine.get("device", "")) if isinstance(machine, dict) else ""
