@@ -15,6 +15,14 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason, allow_module_level=True)
 
 
+def optional_program(*names: str) -> str:
+    """The path of one of them; skips the test where there is none, also under CI."""
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    pytest.skip(f"none of {', '.join(names)} is on PATH")
+
+
 def needed_program(name: str) -> str:
     """Its path."""
     return shutil.which(name) or missing(f"{name} is not on PATH")

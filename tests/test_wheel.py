@@ -22,6 +22,8 @@ from repack import LIBRARY
 
 PUBLIC_HEADERS = [path.name for path in (Path(__file__).parent.parent / "cpp/include/onewave").glob("*.h")]
 EXTENSION = "onewave/_core.abi3.so"
+# What the benchmark's page is made from.
+PAGE_PARTS = ("macros.html", "page.html", "sort.js", "style.css")
 # manylinux takes these from the machine. The loader is there for thread-local storage.
 SYSTEM_LIBRARIES = {
     "libc.so.6",
@@ -81,12 +83,14 @@ def test_it_has_what_python_and_cpp_need(wheel: zipfile.ZipFile) -> None:
     headers = {f"onewave/include/onewave/{header}" for header in (*PUBLIC_HEADERS, "version.h")}
     package = {f"onewave/lib/cmake/onewave/onewaveConfig{part}.cmake" for part in ("", "Version", "-release")}
     expected = {LIBRARY, EXTENSION, "onewave/__init__.py", "onewave/_core.pyi", "onewave/py.typed"}
+    expected |= {f"onewave/bench/report/{part}" for part in PAGE_PARTS}
     assert PUBLIC_HEADERS and not (expected | headers | package) - names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 def test_it_has_nothing_else(wheel: zipfile.ZipFile) -> None:
     kinds = (".py", ".pyi", ".h", ".cmake", "/py.typed", "/kernel_resources.csv")
+    kinds += tuple(f"/report/{part}" for part in PAGE_PARTS)
     strangers = [
         name
         for name in wheel.namelist()

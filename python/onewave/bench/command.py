@@ -13,22 +13,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onewave
+from onewave._jinja import MissingJinja
 from onewave._matplotlib import MissingMatplotlib
 from onewave.bench import machine
 from onewave.bench.ceilings import device_ceilings
 from onewave.bench.harness import NUM_WARMUPS, Harness, one_line
 from onewave.bench.plot import check_matplotlib, write_plot
+from onewave.bench.record import read_record
 from onewave.bench.registry import all_systems, available_systems, select_systems
+from onewave.bench.report.header import title_of
+from onewave.bench.report.page import check_packages, write_report
 from onewave.bench.result import OURS, Result, WorkloadResult, write_json
 from onewave.bench.system import Prepare
 from onewave.bench.table import print_result, summary_table, workload_table
 from onewave.bench.timing import FLUSH_BYTES
 from onewave.bench.workload import Workload
-from onewave.bench.workloads import SMOKE, WORKLOADS, default_workloads, select_workloads
+from onewave.bench.workloads import SMOKE, WORKLOADS, default_workloads, report_workloads, select_workloads
 from onewave.workspace import resolve_device
 
 # Of lines that no terminal limits.
 FILE_WIDTH = 110
+# Beside the page.
+RECORD = "record.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workloads",
         metavar="NAMES",
-        help="names or globs, with commas (default: all of --list without a slash)",
+        help="names or globs, with commas (default: all of --list without a slash; with --report also scaling/*)",
     )
     parser.add_argument(
         "--systems",
@@ -52,6 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw shares of the floor (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help=f"write a page of tables and plots, DIR/index.html, and DIR/{RECORD} (needs onewave[bench])",
+    )
+    parser.add_argument(
+        "--from",
+        dest="record",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: show what --json wrote, for --report and --plot too",
     )
     parser.add_argument(
         "--commit", help="what is measured, for the JSON (default: as git says in this folder)"
@@ -74,24 +93,45 @@ def run_bench(options: argparse.Namespace) -> int:
         console.print(f"systems: {', '.join(all_systems(None))}", highlight=False)
         return 0
     try:
-        device = resolve_device(options.device)
-        workloads, systems = _select(options, device)
         if options.plot is not None:
             check_matplotlib()
+        if options.report is not None:
+            check_packages()
+        header, results = _read(options) if options.record is not None else _run(console, options)
     except onewave.DeviceError as error:
         console.print(f"No GPU: {error}. --device cpu measures the executor.", markup=False)
         return 2
-    except (ValueError, MissingMatplotlib) as error:
+    except (ValueError, OSError, MissingMatplotlib, MissingJinja) as error:
         console.print(str(error), style="red", markup=False)
         return 2
+    console.print(summary_table(results))
+    if options.plot is not None:
+        write_plot(options.plot, results, title_of(header))
+    if options.report is not None:
+        page = write_report(options.report, header, results)
+        console.print(f"wrote {page}", markup=False, highlight=False)
+    return 0 if all(_is_good(result) for result in results) else 1
+
+
+def _read(options: argparse.Namespace) -> tuple[dict[str, Any], list[WorkloadResult]]:
+    """Of a record, of which the page gets a copy."""
+    if options.workloads is not None or options.systems is not None or options.json is not None:
+        raise ValueError("--from measures nothing: it goes without --workloads, --systems and --json")
+    record = read_record(options.record)
+    if options.report is not None:
+        text = options.record.read_bytes()
+        options.report.mkdir(parents=True, exist_ok=True)
+        (options.report / RECORD).write_bytes(text)
+    return record.header, record.results
+
+
+def _run(console: Console, options: argparse.Namespace) -> tuple[dict[str, Any], list[WorkloadResult]]:
+    device = resolve_device(options.device)
+    workloads, systems = _select(options, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     header = _header(options, device)
-    results = _measure(console, device, workloads, systems, header, options)
-    console.print(summary_table(results))
-    if options.plot is not None:
-        write_plot(options.plot, results, f"{header['machine']['device']}, onewave {onewave.__version__}")
-    return 0 if all(_is_good(result) for result in results) else 1
+    return header, _measure(console, device, workloads, systems, header, options)
 
 
 def _select(
@@ -103,6 +143,8 @@ def _select(
         raise ValueError(f"--fa3-library is {str(options.fa3_library)!r}; there is no such file")
     if options.workloads is not None:
         workloads = select_workloads(options.workloads.split(","))
+    elif options.report is not None:
+        workloads = report_workloads(device.type)
     else:
         workloads = default_workloads() if device.type == "cuda" else [WORKLOADS[SMOKE]]
     if options.systems is None:
@@ -119,6 +161,8 @@ def _measure(
     options: argparse.Namespace,
 ) -> list[WorkloadResult]:
     """Shows and writes each workload when it is done, so that a run that is cut short leaves what it has."""
+    records = [options.json] if options.json is not None else []
+    records += [options.report / RECORD] if options.report is not None else []
     harness = Harness(device, options.runs, options.seed, is_checked=not options.no_check)
     num_steps = harness.num_steps(len(systems))
     results: list[WorkloadResult] = []
@@ -138,8 +182,8 @@ def _measure(
             results.append(result)
             progress.update(task, completed=(i + 1) * num_steps)
             print_result(console, result)
-            if options.json is not None:
-                write_json(options.json, header, results)
+            for path in records:
+                write_json(path, header, results)
     return results
 
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Result:
     def is_right(self) -> bool:
         return self.relative_error is None or self.relative_error <= self.max_relative_error
 
+    def rounded(self) -> "Result":
+        """Times of runs to 0.01 us."""
+        return replace(self, times_us=[round(us, 2) for us in self.times_us])
+
 
 @dataclass
 class WorkloadResult:
@@ -89,6 +93,10 @@ class WorkloadResult:
         return self.workload.num_flop / result.us * 1e-6
 
     def to_json(self) -> dict[str, Any]:
+        """All figures are of the times as written here, so that a record that is read and written again is the same."""
+        return replace(self, results=[result.rounded() for result in self.results])._rounded_to_json()
+
+    def _rounded_to_json(self) -> dict[str, Any]:
         workload = self.workload
         return {
             "workload": workload.name,
@@ -125,7 +133,7 @@ class WorkloadResult:
             "us": round(result.us, 2),
             "min_us": round(min(result.times_us), 2),
             "max_us": round(max(result.times_us), 2),
-            "times_us": [round(us, 2) for us in result.times_us],
+            "times_us": result.times_us,
             "share_of_floor": round(self.share_of_floor(result), 4),
             "gb_per_s": round(self.gb_per_s(result), 1),
             "tflop_per_s": round(self.tflop_per_s(result), 1),

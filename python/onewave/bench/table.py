@@ -40,9 +40,11 @@ def summary_table(results: Iterable[WorkloadResult]) -> Table:
         table.add_column(heading, justify="right")
     for result in results:
         ours, peer = result.ours, result.best_peer
-        row = [result.workload.name, _number(result.floor_us)]
-        row += ["-", "-"] if ours is None else [_number(ours.us), f"{result.share_of_floor(ours):.2f}"]
-        row += ["-", "-", "-"] if peer is None else [peer.system, _number(peer.us), _ratio(result, peer)]
+        row = [result.workload.name, format_us(result.floor_us)]
+        row += ["-", "-"] if ours is None else [format_us(ours.us), f"{result.share_of_floor(ours):.2f}"]
+        row += (
+            ["-", "-", "-"] if peer is None else [peer.system, format_us(peer.us), format_ratio(result, peer)]
+        )
         table.add_row(*row)
     return table
 
@@ -56,14 +58,14 @@ def workload_table(workloads: Mapping[str, Workload], ceilings: Ceilings) -> Tab
     table.add_column("floor us", justify="right")
     table.add_column("what")
     for workload in workloads.values():
-        table.add_row(workload.name, _number(workload.floor_us(ceilings)), workload.describe())
+        table.add_row(workload.name, format_us(workload.floor_us(ceilings)), workload.describe())
     return table
 
 
 def _floor_line(result: WorkloadResult) -> str:
     workload = result.workload
     line = (
-        f"  floor {_number(result.floor_us)} us ({result.ceilings.gpu}): "
+        f"  floor {format_us(result.floor_us)} us ({result.ceilings.gpu}): "
         f"{workload.num_bytes / 1e9:.3f} GB, {workload.num_flop / 1e12:.3f} TFLOP"
     )
     if not result.clocks_mhz:
@@ -84,13 +86,13 @@ def _table(result: WorkloadResult) -> Table:
     for entry in result.timed:
         row = [
             entry.system,
-            _number(entry.us),
+            format_us(entry.us),
             f"{result.share_of_floor(entry):.2f}",
             f"{result.gb_per_s(entry):.0f}",
             f"{result.tflop_per_s(entry):.0f}",
-            _number(statistics.median(entry.plan_us)) if entry.plan_us else "-",
+            format_us(statistics.median(entry.plan_us)) if entry.plan_us else "-",
             _error(entry),
-            "" if entry.system == OURS else _ratio(result, entry),
+            "" if entry.system == OURS else format_ratio(result, entry),
         ]
         if num_ctas is not None:
             row.append(f"{result.gb_per_s(entry) / num_ctas:.1f}")
@@ -105,10 +107,10 @@ def _error(entry: Result) -> str:
     return shown if entry.is_right else f"[red]{shown} WRONG[/]"
 
 
-def _ratio(result: WorkloadResult, peer: Result) -> str:
+def format_ratio(result: WorkloadResult, peer: Result) -> str:
     ratio = result.ratio(peer)
     return "-" if ratio is None else f"{ratio:.3f}"
 
 
-def _number(us: float) -> str:
-    return f"{us:.1f}" if us < 1000 else f"{us:.0f}"
+def format_us(us: float) -> str:
+    return f"{us:.2f}" if us < 1 else f"{us:.1f}" if us < 1000 else f"{us:.0f}"

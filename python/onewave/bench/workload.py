@@ -124,8 +124,13 @@ class Workload:
             shown = f"{shortest}" if shortest == longest else f"{shortest}..{longest}"
             batch.append(f"{len(kv_lens)} x ({shown}, {qo_len})")
         shown_batch = " + ".join(batch) if len(batch) <= 4 else self._describe_ragged()
-        parts = [shown_batch, f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
-        parts += [f"page {self.page_size}", "causal" if self.causal else "full mask"]
+        return f"{shown_batch}, {self.describe_shape()}"
+
+    def describe_shape(self, has_page_size: bool = True) -> str:
+        """All but the requests."""
+        parts = [f"{self.num_qo_heads}/{self.num_kv_heads} heads", f"head_dim {self.head_dim}"]
+        parts += [f"page {self.page_size}"] if has_page_size else []
+        parts.append("causal" if self.causal else "full mask")
         if self.kv_dtype == FP8:
             fp8 = "queries and cache" if self.dtype == FP8 else "cache"
             parts.append(f"{fp8} of {str(FP8).removeprefix('torch.')}")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from onewave.bench.scaling import SCALING, SMOKE_SCALING, scaling_workloads, smoke_scaling_workloads
 from onewave.bench.workload import Request, Workload
 from onewave.workspace import FP8
 
@@ -153,6 +154,8 @@ WORKLOADS = {
         *_DECODE,
         *(row for w in (*_MIXED, *_PREFILL, *_DECODE) if w.name in _FP8_NAMES for row in _in_fp8(w)),
         *(half for mixed in _MIXED for half in _halves(mixed)),
+        *scaling_workloads(),
+        *smoke_scaling_workloads(),
         Workload(
             SMOKE, (*_decodes(lognormal_lens(4, 6, 300, 0.9, 16, 2048)), Request(400, 100)), lens_seed=4
         ),
@@ -161,12 +164,20 @@ WORKLOADS = {
 
 
 def default_workloads() -> list[Workload]:
-    """All but the halves of mixed batches and the one for machines without a GPU."""
+    """All but the halves of mixed batches, the families of one number, and the one for machines without a GPU."""
     return [w for w in WORKLOADS.values() if "/" not in w.name and w.name != SMOKE]
 
 
+def report_workloads(device_type: str) -> list[Workload]:
+    """What a page of all sections is made from: minutes on a GPU; on a CPU seconds, since times there say little."""
+    if device_type == "cuda":
+        return default_workloads() + select_workloads([f"{SCALING}*"])
+    return select_workloads([SMOKE, f"{SMOKE_SCALING}*"])
+
+
 def select_workloads(patterns: Sequence[str]) -> list[Workload]:
-    """Those that a name or glob matches, in the order of the list. A glob without a slash matches no halves.
+    """Those that a name or glob matches, in the order of the list. A glob without a slash matches no name
+    that has one.
 
     Raises ValueError for a pattern that matches nothing.
     """

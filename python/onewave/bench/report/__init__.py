@@ -1,0 +1,1 @@
+"""A record as one HTML page that needs nothing else: tables, and curves drawn by matplotlib."""
