@@ -10,8 +10,8 @@ import onewave
 from onewave._cli.batch_arguments import add_batch_arguments, workload_of
 from onewave._matplotlib import MissingMatplotlib, import_pyplot
 from onewave._validate import check_int
+from onewave.bench.system import Onewave
 from onewave.bench.tensors import BatchTensors, make_tensors
-from onewave.bench.workload import Workload
 from onewave.trace import Trace
 from onewave.workspace import resolve_device
 
@@ -62,7 +62,7 @@ def run_profile(options: argparse.Namespace) -> int:
         console.print(f"profile: {error}", style="red", highlight=False, markup=False)
         return 2
     tensors = make_tensors(workload, str(device), options.seed)
-    trace = _profile(workload, tensors, options.layers, options.graph)
+    trace = _profile(tensors, options.layers, options.graph)
     console.print(f"{workload.name}: {workload.describe()}", highlight=False, markup=False)
     console.print(trace.table(options.layers - 1))
     if options.output is not None:
@@ -74,38 +74,16 @@ def run_profile(options: argparse.Namespace) -> int:
     return 0
 
 
-def _profile(workload: Workload, tensors: BatchTensors, num_layers: int, in_graph: bool) -> Trace:
-    attention = onewave.BatchAttention(
-        device=tensors.device, num_ctas=workload.num_ctas, max_profiled_runs=num_layers + NUM_WARMUPS
-    )
-
-    def plan() -> None:
-        attention.plan(
-            tensors.qo_indptr,
-            tensors.kv_indptr,
-            tensors.kv_indices,
-            tensors.kv_len_arr,
-            workload.num_qo_heads,
-            workload.num_kv_heads,
-            workload.head_dim,
-            workload.head_dim,
-            workload.page_size,
-            causal=workload.causal,
-            logits_soft_cap=workload.logits_soft_cap,
-            q_data_type=workload.dtype,
-            kv_data_type=workload.kv_dtype,
-            use_profiler=True,
-            window_left=workload.window_left,
-            prefix_groups=workload.prefix_groups or None,
-        )
+def _profile(tensors: BatchTensors, num_layers: int, in_graph: bool) -> Trace:
+    system = Onewave(tensors, uses_profiler=True, max_profiled_runs=num_layers + NUM_WARMUPS)
 
     def run(times: int) -> None:
         for _ in range(times):
-            attention.run(tensors.q, tensors.kv_cache, return_lse=False)
+            system.run()
 
-    plan()
+    system.plan()
     run(NUM_WARMUPS)
-    plan()
+    system.plan()
     if in_graph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -113,4 +91,4 @@ def _profile(workload: Workload, tensors: BatchTensors, num_layers: int, in_grap
         graph.replay()
     else:
         run(num_layers)
-    return attention.trace()
+    return system.attention.trace()

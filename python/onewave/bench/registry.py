@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from onewave.bench.peers import flash_attention3, flashinfer
-from onewave.bench.result import OURS, OURS_FIXED, OURS_UNSHARED
-from onewave.bench.system import Onewave, Prepare
+from onewave.bench.result import OURS, OURS_FIXED, OURS_PROFILED, OURS_UNSHARED
+from onewave.bench.system import Onewave, Prepare, ProfiledOnewave
 
 
 def all_systems(fa3_library: Path | None) -> dict[str, Prepare]:
@@ -17,6 +17,7 @@ def all_systems(fa3_library: Path | None) -> dict[str, Prepare]:
         OURS: Onewave,
         OURS_FIXED: partial(Onewave, split_policy="fixed"),
         OURS_UNSHARED: partial(Onewave, reads_prefixes_once=False),
+        OURS_PROFILED: ProfiledOnewave,
     }
     return {**ours, **flash_attention3.systems(fa3_library), **flashinfer.systems()}
 

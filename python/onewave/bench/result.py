@@ -18,8 +18,12 @@ OURS_FIXED = "onewave_fixed"
 OURS_UNSHARED = "onewave_unshared"
 
 
+# With plan(use_profiler=True).
+OURS_PROFILED = "onewave_profiled"
+
+
 def is_ours(system: str) -> bool:
-    return system in (OURS, OURS_FIXED, OURS_UNSHARED)
+    return system in (OURS, OURS_FIXED, OURS_UNSHARED, OURS_PROFILED)
 
 
 @dataclass

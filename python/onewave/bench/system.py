@@ -8,6 +8,7 @@ import torch
 
 import onewave
 from onewave.bench.tensors import BatchTensors
+from onewave.workspace import MAX_NUM_CTAS
 
 
 class Unsupported(Exception):
@@ -40,11 +41,15 @@ class Onewave:
         calibration: Path | None = None,
         split_policy: str = "balanced",
         reads_prefixes_once: bool = True,
+        uses_profiler: bool = False,
+        **limits: Any,
     ) -> None:
+        """`limits`: of the BatchAttention, further ones."""
         workload = tensors.workload
         self._tensors = tensors
+        self._uses_profiler = uses_profiler
         self._prefix_groups = workload.prefix_groups if reads_prefixes_once else []
-        self._attention = onewave.BatchAttention(
+        self.attention = onewave.BatchAttention(
             device=tensors.device,
             # With fixed splits the limit decides how finely requests are cut: an engine's, not the default.
             max_batch_size=max(2048 if split_policy == "balanced" else 256, len(workload.requests)),
@@ -52,13 +57,14 @@ class Onewave:
             num_ctas=workload.num_ctas,
             split_policy=split_policy,
             calibration=calibration,
+            **limits,
         )
         self._out = torch.full_like(tensors.q, torch.nan, dtype=workload.out_dtype)
         self._lse = torch.empty(tensors.q.shape[:2], dtype=torch.float32, device=tensors.device)
 
     def plan(self) -> None:
         tensors, workload = self._tensors, self._tensors.workload
-        self._attention.plan(
+        self.attention.plan(
             tensors.qo_indptr,
             tensors.kv_indptr,
             tensors.kv_indices,
@@ -73,14 +79,28 @@ class Onewave:
             logits_soft_cap=workload.logits_soft_cap,
             q_data_type=workload.dtype,
             kv_data_type=workload.kv_dtype,
+            use_profiler=self._uses_profiler,
             prefix_groups=self._prefix_groups,
         )
 
     def run(self, **options: Any) -> None:
-        self._attention.run(self._tensors.q, self._tensors.kv_cache, out=self._out, lse=self._lse, **options)
+        self.attention.run(self._tensors.q, self._tensors.kv_cache, out=self._out, lse=self._lse, **options)
 
     def output(self) -> torch.Tensor:
         return self._out
 
     def plan_bytes(self) -> bytes:
-        return self._attention.plan_bytes()
+        return self.attention.plan_bytes()
+
+
+class ProfiledOnewave(Onewave):
+    """With the profiler: what that costs. All runs write to one buffer."""
+
+    def __init__(self, tensors: BatchTensors) -> None:
+        super().__init__(tensors, uses_profiler=True, max_profiled_runs=1)
+        # Of any GPU.
+        size = onewave.profiler_buffer_size(MAX_NUM_CTAS)
+        self._profile = torch.zeros(size, dtype=torch.uint8, device=tensors.device)
+
+    def run(self, **options: Any) -> None:
+        super().run(profiler_buffer=self._profile, **options)

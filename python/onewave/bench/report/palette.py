@@ -33,6 +33,7 @@ LOOKS = {
     "onewave_unshared": Look(
         "h", "#5b6bbf", "#a8b4f5", "the same, each request reads a shared prefix itself"
     ),
+    "onewave_profiled": Look("8", "#3d7fd9", "#8fc0ff", "the same with the profiler"),
     "fa3": Look("s", "#c8480b", "#ff9750", "FlashAttention-3 in one launch"),
     "fa3_split": Look("X", "#8a5a00", "#e3b341", "FlashAttention-3 in two launches: decodes, then the rest"),
     "fa3_streams16": Look(
