@@ -74,8 +74,7 @@ def main() -> None:
 def inspect(page: Page, address: str) -> dict[str, Any]:
     page.goto(f"{address}/index.html#!/?url={address}/trace.json")
     page.wait_for_function("() => app.trace && app.trace.engine", timeout=120_000)
-    for button in reversed(page.locator(".pf-track__collapse-button").all()):
-        button.click()
+    page.get_by_text("unfold_more").first.click()  # all tracks
     page.wait_for_timeout(3000)
     return {
         "errors": page.evaluate(QUERY, ERRORS),

@@ -148,7 +148,9 @@ def test_slices_of_a_trace_nest(tmp_path: Path) -> None:
                 open_ends.pop()
             assert not open_ends or event["ts"] + event["dur"] <= open_ends[-1] + 1e-6
             open_ends.append(event["ts"] + event["dur"])
-    (item,) = [event for event in slices if event["name"] == "narrow request 0 split 1" and event["tid"] == 7]
+    (item,) = [
+        event for event in slices if event["name"] == "narrow request 0 split 1" and event["tid"] == 100_006
+    ]
     assert (item["ts"], item["dur"]) == (pytest.approx(6), pytest.approx(4))
     assert item["args"]["keys"] == "0..512" and item["args"]["merge, us"] == pytest.approx(0.4)
     counters = [event["args"] for event in events_of(file, "C")]

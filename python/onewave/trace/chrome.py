@@ -18,6 +18,8 @@ from onewave.trace.records import PHASES, Cta, Item, Run, Track
 
 Event = dict[str, Any]
 MAX_TRACKS = 2
+# Above the number of any process.
+FIRST_TID = 100_000
 WARPGROUPS = ("warpgroup 0", "warpgroup 1")
 
 
@@ -51,8 +53,8 @@ def _run_events(pid: int, run: Run, shift_us: float) -> Iterator[Event]:
 
 
 def _tid(cta: Cta, track: int) -> int:
-    """Perfetto sorts by it."""
-    return cta.sm * MAX_TRACKS + track + 1
+    """Threads are shown in its order, but for one whose number is its process's, which would be the main one."""
+    return FIRST_TID + cta.sm * MAX_TRACKS + track
 
 
 def _item_events(pid: int, tid: int, item: Item, track: Track, shift_us: float) -> Iterator[Event]:
@@ -96,9 +98,9 @@ def _prediction_events(pid: int, run: Run, shift_us: float) -> Iterator[Event]:
         return
     yield from _process(pid, f"{run.name}, predicted")
     for cta in sorted({bar.cta for bar in run.prediction}):
-        yield from _thread(pid, cta + 1, f"CTA {cta}")
+        yield from _thread(pid, FIRST_TID + cta, f"CTA {cta}")
     for bar in run.prediction:
-        yield _slice(pid, bar.cta + 1, bar.kind, "prediction", shift_us + bar.begin_us, bar.us)
+        yield _slice(pid, FIRST_TID + bar.cta, bar.kind, "prediction", shift_us + bar.begin_us, bar.us)
 
 
 def _process(pid: int, name: str) -> Iterator[Event]:
