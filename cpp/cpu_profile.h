@@ -7,7 +7,9 @@
 #include <onewave/profile.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -19,7 +21,7 @@ class ThreadProfile {
   ThreadProfile() = default;
 
   /// `num_bytes`: of the buffer, room for an item of each thread or more.
-  ThreadProfile(void* buffer, int64_t num_bytes, int32_t num_threads, int32_t thread)
+  ThreadProfile(void* buffer, int64_t num_bytes, int32_t num_threads, int32_t thread, int32_t window)
       : max_items_(static_cast<int32_t>(std::min<int64_t>(max_profile_items(num_bytes, num_threads),
                                                           std::numeric_limits<int32_t>::max()))),
         thread_(cta_profile(buffer, thread)),
@@ -30,42 +32,39 @@ class ThreadProfile {
                                               .num_ctas = num_threads,
                                               .max_items = max_items_,
                                               .num_tracks = 1,
+                                              .window = window,
                                               .reserved = {}};
     }
     const uint64_t now = now_ns();
     *thread_ = {.begin_ns = now,
                 .end_ns = now,
-                .begin_clock = now,
-                .end_clock = now,
+                .begin_clock = 0,
+                .end_clock = 0,
                 .sm = thread,
                 .num_items = 0,
-                .predicted_us = 0,
-                .reserved = 0};
-  }
-
-  void begin_item() {
-    if (thread_ != nullptr) track_ = {.begin = since_begin(), .end = 0, .cycles = {}};
+                .reserved = {}};
+    track_.begin = 0;
   }
 
   void end_item(const WorkItem& item, bool is_wide) {
     if (thread_ == nullptr) return;
-    track_.end = since_begin();
-    thread_->end_ns = thread_->end_clock = now_ns();
+    const uint64_t now = now_ns();
+    track_.end = ticks(now - thread_->begin_ns);
+    thread_->end_ns = now;
+    thread_->end_clock = ticks(now - thread_->begin_ns);
+    for (int32_t phase = 0; phase < kNumProfilePhases; ++phase)
+      track_.cycles[phase] = ticks(phases_ns_[phase]);
     const int32_t n = thread_->num_items++;
-    if (n >= max_items_) return;
-    items_[n] = {.request = item.request,
-                 .q_token_begin = item.q_token_begin,
-                 .row_begin = item.row_begin,
-                 .num_rows = item.num_rows,
-                 .kv_begin = item.kv_begin,
-                 .kv_end = item.kv_end,
-                 .kv_head = item.kv_head_begin,
-                 .num_heads = item.kv_head_end - item.kv_head_begin,
-                 .split_tile = item.split_tile,
-                 .split_idx = item.split_idx,
-                 .is_wide = is_wide ? 1 : 0,
-                 .reserved = 0,
-                 .tracks = {track_, {}}};
+    if (n < max_items_) {
+      items_[n] = {.item = item,
+                   .kv_head = item.kv_head_begin,
+                   .num_heads = item.kv_head_end - item.kv_head_begin,
+                   .is_wide = is_wide ? 1 : 0,
+                   .reserved = {},
+                   .tracks = {track_, {}}};
+    }
+    track_.begin = track_.end;
+    phases_ns_ = {};
   }
 
   /// Does `work`, which is the phase.
@@ -74,20 +73,24 @@ class ThreadProfile {
     if (thread_ == nullptr) return work();
     const uint64_t begin = now_ns();
     work();
-    track_.cycles[static_cast<int32_t>(phase)] += static_cast<uint32_t>(now_ns() - begin);
+    phases_ns_[static_cast<size_t>(phase)] += now_ns() - begin;
   }
 
  private:
+  /// 2^32 of them are 18 minutes.
+  static constexpr uint64_t kTickNs = 256;
+
   static uint64_t now_ns() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
   }
-  uint32_t since_begin() const { return static_cast<uint32_t>(now_ns() - thread_->begin_clock); }
+  static uint32_t ticks(uint64_t ns) { return static_cast<uint32_t>(ns / kTickNs); }
 
   int32_t max_items_ = 0;
   CtaProfile* thread_ = nullptr;
   ItemProfile* items_ = nullptr;
   ProfileTrack track_{};
+  std::array<uint64_t, kNumProfilePhases> phases_ns_{};
 };
 
 }  // namespace onewave

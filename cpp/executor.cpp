@@ -85,7 +85,6 @@ class Execution {
     // A plan from which a merge record was taken has no place for the partials of its items.
     const int32_t num_tiles = (item.kv_head_end - item.kv_head_begin) / item.heads_per_step;
     if (item.split_tile >= 0 && item.split_tile + num_tiles > header_.num_split_tiles) return;
-    worker.profile.begin_item();
     for (int32_t head = item.kv_head_begin; head < item.kv_head_end; ++head) run_head(item, head, worker);
     if (item.split_tile >= 0) {
       worker.profile.time(ProfilePhase::kMerge, [&] {
@@ -313,7 +312,7 @@ void execute(const PlanHeader& header, const RunArgs& args, int32_t num_threads)
   // All memory is there before the first thread starts: a thread that throws ends the process.
   std::vector<Worker> workers(num_threads, {TileScratch(header.head_dim_qk, header.head_dim_vo), {}});
   for (int32_t thread = 0; args.profile != nullptr && thread < num_threads; ++thread)
-    workers[thread].profile = {args.profile, args.num_profile_bytes, num_threads, thread};
+    workers[thread].profile = {args.profile, args.num_profile_bytes, num_threads, thread, args.window};
   // First the CTAs' narrow items, then the wide ones, as the kernel's queue gives them out.
   const int32_t num_jobs = header.num_ctas + header.num_items - header.wide_begin;
   std::atomic<int32_t> next_job = 0;

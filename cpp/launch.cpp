@@ -27,8 +27,9 @@ constexpr uintptr_t kWorkspaceAlignment = 128;
 
 constexpr KernelInterface kAttention = {
     .entry_name = "onewave_attention", .param_bytes = sizeof(KernelParams), .shared_bytes = kSharedBytes};
-constexpr KernelInterface kProfiledAttention = {
-    .entry_name = "onewave_attention_profiled", .param_bytes = sizeof(ProfiledParams), .shared_bytes = kSharedBytes};
+constexpr KernelInterface kProfiledAttention = {.entry_name = "onewave_attention_profiled",
+                                                .param_bytes = sizeof(ProfiledParams),
+                                                .shared_bytes = kSharedBytes};
 constexpr KernelInterface kUpdateKvLens = {
     .entry_name = "onewave_update_kv_lens", .param_bytes = sizeof(void*), .shared_bytes = 0};
 
@@ -306,7 +307,7 @@ void DeviceAttention::run(const RunArgs& args, void* stream, bool enable_pdl) {
                         .plan = *plan,
                         .is_capturing = is_capturing(cuda_stream),
                         .num_ctas = impl.limits.num_ctas});
-  ProfiledParams params{impl.make_params(args), args.profile, 0};
+  ProfiledParams params{impl.make_params(args), args.profile, 0, args.window};
   if (is_profiled) {
     params.max_profile_items = static_cast<int32_t>(
         std::min<int64_t>(max_profile_items(args.num_profile_bytes, impl.limits.num_ctas), INT32_MAX));

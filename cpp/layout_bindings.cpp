@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <type_traits>
 
 #include "bindings.h"
@@ -96,22 +95,19 @@ nb::dict plan_layout() {
 /// Beside the fields: PROFILE_TRACKS_OFFSET, PROFILE_CYCLES_OFFSET.
 nb::dict profile_layout() {
   nb::dict layout;
-  layout["ProfileHeader"] =
-      record_layout(sizeof(ProfileHeader), ONEWAVE_FIELD(ProfileHeader, magic),
-                    ONEWAVE_FIELD(ProfileHeader, version), ONEWAVE_FIELD(ProfileHeader, num_ctas),
-                    ONEWAVE_FIELD(ProfileHeader, max_items), ONEWAVE_FIELD(ProfileHeader, num_tracks));
-  layout["CtaProfile"] =
-      record_layout(sizeof(CtaProfile), ONEWAVE_FIELD(CtaProfile, begin_ns),
-                    ONEWAVE_FIELD(CtaProfile, end_ns), ONEWAVE_FIELD(CtaProfile, begin_clock),
-                    ONEWAVE_FIELD(CtaProfile, end_clock), ONEWAVE_FIELD(CtaProfile, sm),
-                    ONEWAVE_FIELD(CtaProfile, num_items), ONEWAVE_FIELD(CtaProfile, predicted_us));
+  layout["ProfileHeader"] = record_layout(
+      sizeof(ProfileHeader), ONEWAVE_FIELD(ProfileHeader, magic), ONEWAVE_FIELD(ProfileHeader, version),
+      ONEWAVE_FIELD(ProfileHeader, num_ctas), ONEWAVE_FIELD(ProfileHeader, max_items),
+      ONEWAVE_FIELD(ProfileHeader, num_tracks), ONEWAVE_FIELD(ProfileHeader, window));
+  layout["CtaProfile"] = record_layout(
+      sizeof(CtaProfile), ONEWAVE_FIELD(CtaProfile, begin_ns), ONEWAVE_FIELD(CtaProfile, end_ns),
+      ONEWAVE_FIELD(CtaProfile, begin_clock), ONEWAVE_FIELD(CtaProfile, end_clock),
+      ONEWAVE_FIELD(CtaProfile, sm), ONEWAVE_FIELD(CtaProfile, num_items));
+  // Behind a WorkItem.
+  static_assert(offsetof(ItemProfile, item) == 0);
   layout["ItemProfile"] =
-      record_layout(sizeof(ItemProfile), ONEWAVE_FIELD(ItemProfile, request),
-                    ONEWAVE_FIELD(ItemProfile, q_token_begin), ONEWAVE_FIELD(ItemProfile, row_begin),
-                    ONEWAVE_FIELD(ItemProfile, num_rows), ONEWAVE_FIELD(ItemProfile, kv_begin),
-                    ONEWAVE_FIELD(ItemProfile, kv_end), ONEWAVE_FIELD(ItemProfile, kv_head),
-                    ONEWAVE_FIELD(ItemProfile, num_heads), ONEWAVE_FIELD(ItemProfile, split_tile),
-                    ONEWAVE_FIELD(ItemProfile, split_idx), ONEWAVE_FIELD(ItemProfile, is_wide));
+      record_layout(sizeof(ItemProfile), ONEWAVE_FIELD(ItemProfile, kv_head),
+                    ONEWAVE_FIELD(ItemProfile, num_heads), ONEWAVE_FIELD(ItemProfile, is_wide));
   layout["ProfileTrack"] = record_layout(sizeof(ProfileTrack), ONEWAVE_FIELD(ProfileTrack, begin),
                                          ONEWAVE_FIELD(ProfileTrack, end));
   return layout;
@@ -119,14 +115,36 @@ nb::dict profile_layout() {
 
 #undef ONEWAVE_FIELD
 
-/// In the order of ProfilePhase.
+const char* phase_name(ProfilePhase phase) {
+  switch (phase) {
+    case ProfilePhase::kWaitQueries:
+      return "wait for queries";
+    case ProfilePhase::kWaitKeys:
+      return "wait for keys";
+    case ProfilePhase::kWaitValues:
+      return "wait for values";
+    case ProfilePhase::kSoftmax:
+      return "softmax";
+    case ProfilePhase::kProducts:
+      return "products";
+    case ProfilePhase::kWaitTurn:
+      return "wait for turn";
+    case ProfilePhase::kJoin:
+      return "join";
+    case ProfilePhase::kStore:
+      return "store";
+    case ProfilePhase::kArrive:
+      return "arrive";
+    case ProfilePhase::kMerge:
+      return "merge";
+  }
+  return "unknown";
+}
+
 nb::list profile_phases() {
-  constexpr const char* kNames[] = {
-      "wait for queries", "wait for keys", "wait for values", "softmax", "products",
-      "wait for turn",    "join",          "store",           "arrive",  "merge"};
-  static_assert(std::size(kNames) == kNumProfilePhases);
   nb::list names;
-  for (const char* name : kNames) names.append(name);
+  for (int32_t phase = 0; phase < kNumProfilePhases; ++phase)
+    names.append(phase_name(static_cast<ProfilePhase>(phase)));
   return names;
 }
 

@@ -46,6 +46,7 @@ __device__ __forceinline__ void run_consumer(const KernelParams& params, SharedS
   const CtaRecord& cta = work.cta;
   const Profiler profiler(params, storage.profile);
   NarrowPositions at;
+  profiler.begin_item();
   for (HeadCursor cursor(work, cta.narrow_begin, cta.narrow_end); cursor.valid(); cursor.advance())
     consume_narrow(params, work, cursor, storage.narrow, storage.narrow_rings, at, storage.arrivals,
                    profiler);
@@ -61,7 +62,6 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
   ptx::launch_dependents();
   // No kernel writes what this reads of the plan.
   const bool works = has_work(params.plan);
-  Profiler::begin_cta(params, storage.profile, works);
   // A graph of fewer rows than the batch has: it would write past their end.
   if (static_cast<const PlanHeader*>(params.plan)->total_qo_len > params.num_rows) __trap();
   if (threadIdx.x == 0) {
@@ -73,6 +73,7 @@ __device__ __forceinline__ void run_cta(const KernelParams& params, SharedStorag
     ptx::fence_mbarrier_init();
   }
   ptx::wait_for_prerequisites();
+  Profiler::begin_cta(params, storage.profile);
   if (!works) return;
   __syncthreads();
   if (__shfl_sync(0xffffffff, threadIdx.x / kWarpgroupThreads, 0) == 0) {

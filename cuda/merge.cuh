@@ -159,7 +159,9 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
   const SplitTile& tile = split_tiles(header)[index];
   if (tile.is_of_one_cta) {
     if (item.split_idx + 1 < tile.num_splits) return;
+    profiler.begin(ProfilePhase::kArrive);
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+    profiler.end(ProfilePhase::kArrive);
   } else {
     profiler.begin(ProfilePhase::kArrive);
     ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
@@ -168,9 +170,11 @@ __device__ __forceinline__ void finish_split(const KernelParams& params, const W
     profiler.end(ProfilePhase::kArrive);
     if (!arrivals.is_last) return;
     if (tile.num_members > 0) {
+      profiler.begin(ProfilePhase::kArrive);
       // What comes of the thread's number is made anew here: kept over the items it would be spilled.
       count_in_members(params, tile, ptx::opaque(thread), arrivals.ready_members);
       ptx::bar_sync(kBarrierConsumers, kConsumerThreads);
+      profiler.end(ProfilePhase::kArrive);
     }
   }
   // A narrow tile has few rows, and a wide one as a rule few splits.

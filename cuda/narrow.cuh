@@ -392,7 +392,6 @@ __device__ __forceinline__ void consume_narrow(const KernelParams& params, const
   const int kv_head = cursor.kv_head();
   const int rows_shift = narrow_rows_shift(item.num_rows);
   const int heads_shift = step_heads_shift<Kind::kNarrow>(item);
-  profiler.begin_item();
   if (!has_keys(item)) {
     // Some warps may still merge the tile before, whose partial rows these may be (finish_split()): an item
     // with keys has a barrier on its way.

@@ -98,6 +98,7 @@ static_assert(sizeof(KernelParams) == 896, "host and device must agree");
 struct ProfiledParams : KernelParams {
   void* profile;  ///< profile_bytes(CTAs of the launch, max_profile_items)
   int32_t max_profile_items;
+  int32_t window;  ///< of the plans, which the run takes
 };
 
 static_assert(sizeof(ProfiledParams) == 960, "host and device must agree");

@@ -62,18 +62,20 @@ class WideConsumer {
 
   /// All items that the queue gives this CTA; all have keys.
   __device__ __forceinline__ void run(Arrivals& arrivals) {
+    profiler_.begin_item();
     if (!wait_item()) return;
     if (warpgroup_ == 1) pass_turn();
     float scores[kWideScores];
     wait_first_scores();
+    profiler_.begin(ProfilePhase::kProducts);
     issue_scores(scores);
     ptx::wgmma_wait_group<0>();
+    profiler_.end(ProfilePhase::kProducts);
     ptx::fence_registers(scores);
     if constexpr (kGroupScales) scale_keys(scores, storage_.scales);
     rings_.k.release(at_.k);
     do {
       const HeadItem& tile = item();
-      profiler_.begin_item();
       if constexpr (kFp8Kv) take_scales(tile.kv_head);
       attend(tile, scores);
       finish_split<Kind::kWide>(params_, tile.item, tile.kv_head, threadIdx.x - kWarpgroupThreads, arrivals,

@@ -30,7 +30,7 @@ __device__ __forceinline__ int smid() {
 
 /// Where `counts`: subtracts the SM's clock from a counter in shared memory, or adds it. Neither waits, and
 /// between the two no register holds anything.
-__device__ __forceinline__ void subtract_clock(uint32_t counter, bool counts) {
+__device__ __forceinline__ void subtract_clock(uint32_t* counter, bool counts) {
   asm volatile(
       "{\n"
       ".reg .pred counts;\n"
@@ -39,11 +39,11 @@ __device__ __forceinline__ void subtract_clock(uint32_t counter, bool counts) {
       "mov.u32 now, %%clock;\n"
       "neg.s32 now, now;\n"
       "@counts red.shared::cta.add.u32 [%0], now;\n"
-      "}\n" ::"r"(counter),
+      "}\n" ::"r"(shared_address(counter)),
       "r"(static_cast<uint32_t>(counts))
       : "memory");
 }
-__device__ __forceinline__ void add_clock(uint32_t counter, bool counts) {
+__device__ __forceinline__ void add_clock(uint32_t* counter, bool counts) {
   asm volatile(
       "{\n"
       ".reg .pred counts;\n"
@@ -51,7 +51,7 @@ __device__ __forceinline__ void add_clock(uint32_t counter, bool counts) {
       "setp.ne.u32 counts, %1, 0;\n"
       "mov.u32 now, %%clock;\n"
       "@counts red.shared::cta.add.u32 [%0], now;\n"
-      "}\n" ::"r"(counter),
+      "}\n" ::"r"(shared_address(counter)),
       "r"(static_cast<uint32_t>(counts))
       : "memory");
 }

@@ -2,7 +2,6 @@
 
 from onewave._core import DeviceError
 from onewave._core import version as __version__
-from onewave._profiler import profiler_buffer_size
 from onewave.attention import BatchAttention
 from onewave.cascade import merge_state, merge_state_in_place, merge_states
 from onewave.page import append_paged_kv_cache, get_batch_indices_positions
@@ -17,6 +16,5 @@ __all__ = [
     "merge_state",
     "merge_state_in_place",
     "merge_states",
-    "profiler_buffer_size",
     "workspace_size",
 ]

@@ -202,8 +202,8 @@ PROFILE_CYCLES_OFFSET: int
 
 def profile_bytes(num_ctas: int, max_items: int) -> int: ...
 def profile_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
-    """As plan_layout(), of the records of profile.h; an ItemProfile's tracks begin at PROFILE_TRACKS_OFFSET, and the cycles
-    of each of these at PROFILE_CYCLES_OFFSET: uint32, one for each of PROFILE_PHASES."""
+    """As plan_layout(), of the records of profile.h; an ItemProfile begins with a WorkItem, its tracks are at
+    PROFILE_TRACKS_OFFSET, and the cycles of each of these at PROFILE_CYCLES_OFFSET: uint32, one for each of PROFILE_PHASES."""
 
 def plan_layout() -> dict[str, tuple[int, list[tuple[str, str, int]]]]:
     """Of each record of a plan: its size, and of each field the name, struct-module character and offset."""

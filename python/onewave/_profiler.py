@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
 from onewave import _core
 from onewave._batch import Batch
 from onewave._prediction import predict_bars
-from onewave._validate import check_int, check_tensor
 from onewave.trace import Trace
 from onewave.trace.records import Run, read_run
 
@@ -19,19 +17,11 @@ from onewave.trace.records import Run, read_run
 ALIGNMENT = 16
 
 
-class Slot(NamedTuple):
-    """Where one run's profile lies."""
-
-    number: int
-    window: int
-    is_captured: bool
-
-
 class Profiler:
     """Of one BatchAttention: `num_runs` slots with room for `max_items` items of each CTA, allocated here.
 
     A run that a CUDA graph captures keeps its slot, and each replay writes to it anew; others take the slots that are
-    left, from the first on after each plan().
+    left, from the first on after each plan(). A run for which none is left is not recorded.
     """
 
     def __init__(
@@ -43,13 +33,14 @@ class Profiler:
         calibration: _core.Calibration | None,
     ) -> None:
         """`calibration`: that of the plans; None: no run is compared with its plan."""
-        num_bytes = -(-_core.profile_bytes(num_ctas, max_items) // ALIGNMENT) * ALIGNMENT
+        num_bytes = _core.profile_bytes(num_ctas, max_items)
         self._buffer = torch.zeros((num_runs, num_bytes), dtype=torch.uint8, device=device)
         # Up to here a slot says whether there was a run.
         self._head_bytes = _core.profile_bytes(num_ctas, 0)
         self._num_ctas = num_ctas
         self._calibration = calibration
-        self._slots: dict[int, Slot] = {}
+        self._is_captured: dict[int, bool] = {}  # by the number of a slot that is taken
+        self._num_unrecorded = {False: 0, True: 0}  # captured or not
         self._shape: _core.AttentionShape | None = None
         self._qo_indptr = torch.zeros(1, dtype=torch.int32)
         self._prefix_groups: torch.Tensor | None = None
@@ -57,69 +48,74 @@ class Profiler:
     def begin_plan(self, shape: _core.AttentionShape, batch: Batch) -> None:
         """Forgets the runs before, on the current stream."""
         self._buffer[:, : self._head_bytes].zero_()
-        self._slots = {index: slot for index, slot in self._slots.items() if slot.is_captured}
+        self._is_captured = {slot: True for slot, is_captured in self._is_captured.items() if is_captured}
+        self._num_unrecorded[False] = 0
         self._shape = shape
         # The caller may change them.
         self._qo_indptr = batch.qo_indptr.clone()
         self._prefix_groups = None if batch.prefix_groups is None else batch.prefix_groups.clone()
 
-    def set_profile(
-        self, args: _core.RunArgs, window: int, is_captured: bool, buffer: torch.Tensor | None
-    ) -> None:
-        """Gives a run the caller's buffer, or a slot. Raises RuntimeError where none is left."""
-        if buffer is not None:
-            check_profiler_buffer(buffer, self._buffer.device, self._num_ctas)
-            args.set_profile(buffer.data_ptr(), buffer.numel())
-            return
-        index = next((i for i in range(len(self._buffer)) if i not in self._slots), None)
-        if index is None:
-            raise RuntimeError(
-                f"all {len(self._buffer)} slots of the profiler are taken by runs since the last plan() and by CUDA graphs; "
-                "max_profiled_runs must be larger"
+    def check(self, buffer: torch.Tensor) -> None:
+        """Of the caller."""
+        if not isinstance(buffer, torch.Tensor):
+            raise TypeError(f"profiler_buffer is a {type(buffer).__name__}; it must be a torch.Tensor")
+        if buffer.device != self._buffer.device:
+            raise ValueError(
+                f"profiler_buffer is on device {buffer.device}; it must be on {self._buffer.device}"
             )
-        self._slots[index] = Slot(index, window, is_captured)
-        args.set_profile(self._buffer[index].data_ptr(), self._buffer.shape[1])
+        if not buffer.is_contiguous() or buffer.data_ptr() % ALIGNMENT != 0:
+            raise ValueError(
+                f"profiler_buffer starts at {buffer.data_ptr():#x} with strides {buffer.stride()}; it must be contiguous "
+                f"and start at a multiple of {ALIGNMENT}"
+            )
+        needed = _core.profile_bytes(self._num_ctas, 1)
+        if buffer.nbytes < needed:
+            raise ValueError(
+                f"profiler_buffer has {buffer.nbytes} bytes; it must have {needed} or more for {self._num_ctas} CTAs, "
+                "which profiler_buffer_size() tells"
+            )
+
+    def take(self, is_captured: bool) -> int | None:
+        """A slot for one run; None: there is none left. A capture may take one of a run that was not captured."""
+        free = (slot for slot in range(len(self._buffer)) if slot not in self._is_captured)
+        slot = next(free, None)
+        if slot is None and is_captured:
+            slot = next((i for i, captured in self._is_captured.items() if not captured), None)
+        if slot is None:
+            self._num_unrecorded[is_captured] += 1
+        else:
+            self._is_captured[slot] = is_captured
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Of a run that failed."""
+        del self._is_captured[slot]
+
+    def address(self, slot: int) -> tuple[int, int]:
+        """And bytes."""
+        return self._buffer[slot].data_ptr(), self._buffer.shape[1]
 
     def trace(self, plan_bytes: Callable[[int], bytes], buffer: torch.Tensor | None) -> Trace:
         """Of the caller's buffer, or of all slots. `plan_bytes`: of a window's last plan."""
         if buffer is not None:
-            run = read_run(buffer.cpu(), "run")
-            return Trace([] if run is None else [self._predicted(run, plan_bytes(0))])
-        slots = [self._slots[index] for index in sorted(self._slots)]
-        host = self._buffer[: max((slot.number + 1 for slot in slots), default=0)].cpu()
-        runs = []
-        for slot in slots:
-            name = f"run {slot.number}" + (f", window {slot.window}" if slot.window else "")
-            run = read_run(host[slot.number], name + (", replayed" if slot.is_captured else ""))
-            if run is not None:
-                runs.append(self._predicted(run, plan_bytes(slot.window)))
-        return Trace(runs)
+            self.check(buffer)
+            run = read_run(buffer.flatten().view(torch.uint8).cpu(), "run")
+            return Trace(self._predicted([] if run is None else [run], plan_bytes))
+        slots = sorted(self._is_captured)
+        host = self._buffer[: max(slots, default=-1) + 1].cpu()
+        found = (
+            read_run(host[slot], f"run {slot}" + (", replayed" if self._is_captured[slot] else ""))
+            for slot in slots
+        )
+        runs = [run for run in found if run is not None]
+        return Trace(self._predicted(runs, plan_bytes), sum(self._num_unrecorded.values()))
 
-    def _predicted(self, run: Run, plan: bytes) -> Run:
+    def _predicted(self, runs: list[Run], plan_bytes: Callable[[int], bytes]) -> list[Run]:
         if self._calibration is None or self._shape is None:
-            return run
+            return runs
         costs = _core.CostModel(self._shape, self._calibration)
-        bars = predict_bars(plan, self._shape, costs, self._qo_indptr, self._prefix_groups)
-        shifted = tuple(bar._replace(begin_us=bar.begin_us - costs.launch_us) for bar in bars)
-        return replace(run, prediction=shifted)
-
-
-def profiler_buffer_size(num_ctas: int, max_items: int = 128) -> int:
-    """Bytes of a `profiler_buffer` of run(): of one run of `num_ctas` CTAs, with room for `max_items` items of each (an
-    item once for each step of its kv heads). Host only."""
-    return _core.profile_bytes(check_int("num_ctas", num_ctas, 1), check_int("max_items", max_items, 1))
-
-
-def check_profiler_buffer(buffer: torch.Tensor, device: torch.device, num_ctas: int) -> None:
-    check_tensor("profiler_buffer", buffer, dtype=torch.uint8, devices=(device,), num_dims=1)
-    if not buffer.is_contiguous() or buffer.data_ptr() % ALIGNMENT != 0:
-        raise ValueError(
-            f"profiler_buffer starts at {buffer.data_ptr():#x} with strides {buffer.stride()}; it must be contiguous and "
-            f"start at a multiple of {ALIGNMENT}"
-        )
-    needed = _core.profile_bytes(num_ctas, 1)
-    if buffer.numel() < needed:
-        raise ValueError(
-            f"profiler_buffer has {buffer.numel()} bytes; it must have {needed} or more for {num_ctas} CTAs, "
-            "which onewave.profiler_buffer_size() tells"
-        )
+        predictions = {}
+        for window in {run.window for run in runs}:
+            bars = predict_bars(plan_bytes(window), self._shape, costs, self._qo_indptr, self._prefix_groups)
+            predictions[window] = tuple(bar._replace(begin_us=bar.begin_us - costs.launch_us) for bar in bars)
+        return [replace(run, prediction=predictions[run.window]) for run in runs]

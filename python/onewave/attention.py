@@ -121,8 +121,9 @@ class BatchAttention:
         calibration: file of what work costs on this GPU, as `python -m onewave calibrate` writes it; None: that of
             the package for this GPU, or an H200's where it has none. It moves work between SMs; results differ by
             rounding alone.
-        max_profiled_runs, max_profiled_items: with plan(use_profiler=True), the runs of a step and the items of a CTA
-            that are recorded: 150 bytes for each item of each CTA of each run, allocated by the first such plan().
+        max_profiled_runs, max_profiled_items: with plan(use_profiler=True), the runs of a step, or of all CUDA graphs,
+            and the items of a CTA that are recorded: 176 bytes for each item of each CTA of each run, allocated by the
+            first such plan().
 
         Raises onewave.DeviceError for a missing or too old driver and for a GPU that is not Hopper.
         """
@@ -295,10 +296,11 @@ class BatchAttention:
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         if use_profiler:
             engine.load_profiler()
+            self._profiler = self._profiler or self._make_profiler()
         engine.plan(batch, masks, scale)
         self._engine = engine
-        if use_profiler:
-            self._begin_profile(shape, batch)
+        if use_profiler and self._profiler is not None:
+            self._profiler.begin_plan(shape.to_core(), batch)
         if not is_same_shape:
             self._checked = None
         if shape.dtype == FP8:
@@ -374,8 +376,9 @@ class BatchAttention:
         sinks: float32 [num_qo_heads], a logit that each row of the head has beside its keys' scaled scores, and to
             which no value belongs: it makes the output smaller, and is in the lse. A row without keys has this lse.
         logits_soft_cap: 0.0: the plan's; another value must equal it.
-        profiler_buffer: uint8 [onewave.profiler_buffer_size(...) or more] on `device`, zeros before its first run: where
-            the time of this run goes, after a plan(use_profiler=True); None: to memory of the object's own.
+        profiler_buffer: profiler_buffer_size() bytes or more on `device`, contiguous and zeros before its first run:
+            where the time of this run goes, after a plan(use_profiler=True). A CUDA graph bakes it in. None: to memory of
+            the object's own.
         enable_pdl: programmatic dependent launch: the kernel may begin while the one before it on the stream still
             runs, and waits for its end before it reads q and kv_cache. No effect on a CPU.
 
@@ -508,8 +511,12 @@ class BatchAttention:
         options = None
         if type(window) is not int or window != 0 or sinks is not None or natural_lse is not False:
             options = self._check_options(planned, window, sinks, natural_lse)
-        if profiler_buffer is not None and not planned.use_profiler:
-            raise ValueError("profiler_buffer is given; it must be None after a plan() without use_profiler")
+        if profiler_buffer is not None:
+            if not planned.use_profiler or self._profiler is None:
+                raise ValueError(
+                    "profiler_buffer is given; it must be None after a plan() without use_profiler"
+                )
+            self._profiler.check(profiler_buffer)
         # No check comes after it.
         if out is None or lse is None:
             out, lse = _allocate(q, kv_cache, out, lse, return_lse, planned.checker.shape.out_dtype)
@@ -519,9 +526,10 @@ class BatchAttention:
             args.set_scales(*scales)
         if options is not None:
             args.set_options(*options)
-        if planned.use_profiler and self._profiler is not None:
-            self._profiler.set_profile(args, window, self._is_capturing(), profiler_buffer)
-        self._engine.run(args, window, enable_pdl)
+        if planned.use_profiler:
+            self._run_profiled(args, window, enable_pdl, profiler_buffer)
+        else:
+            self._engine.run(args, window, enable_pdl)
         if self._is_capturing():
             self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
             self._captured.include(checked.num_rows, checked.num_pages)
@@ -580,21 +588,42 @@ class BatchAttention:
             raise RuntimeError("trace() needs a plan with the profiler; call plan(use_profiler=True) first")
         return self._profiler.trace(self._engine.plan_bytes, profiler_buffer)
 
-    def _begin_profile(self, shape: Shape, batch: Batch) -> None:
-        core_shape = shape.to_core()
-        if self._profiler is None:
-            calibration = None
-            if self._device.type == "cuda":
-                gpu = _core.device_info(self._device.index).name
-                calibration = self._calibration or _core.calibration_of(gpu)
-            self._profiler = Profiler(
-                self._device,
-                self._limits.num_ctas,
-                self._max_profiled_runs,
-                self._max_profiled_items,
-                calibration,
-            )
-        self._profiler.begin_plan(core_shape, batch)
+    def profiler_buffer_size(self, max_items: int = 128) -> int:
+        """Bytes of a profiler_buffer of run(), with room for `max_items` items of each CTA (an item once for each step of
+        its kv heads). Host only."""
+        return _core.profile_bytes(self._limits.num_ctas, check_int("max_items", max_items, 1))
+
+    def _make_profiler(self) -> Profiler:
+        calibration = None
+        if self._device.type == "cuda":
+            gpu = _core.device_info(self._device.index).name
+            calibration = self._calibration or _core.calibration_of(gpu)
+        return Profiler(
+            self._device,
+            self._limits.num_ctas,
+            self._max_profiled_runs,
+            self._max_profiled_items,
+            calibration,
+        )
+
+    def _run_profiled(
+        self, args: _core.RunArgs, window: int, enable_pdl: bool, buffer: torch.Tensor | None
+    ) -> None:
+        """Into the caller's buffer, which is checked, or a slot; without the profiler where no slot is left."""
+        assert self._engine is not None and self._profiler is not None
+        if buffer is not None:
+            args.set_profile(buffer.data_ptr(), buffer.nbytes)
+            self._engine.run(args, window, enable_pdl)
+            return
+        slot = self._profiler.take(self._is_capturing())
+        if slot is not None:
+            args.set_profile(*self._profiler.address(slot))
+        try:
+            self._engine.run(args, window, enable_pdl)
+        except BaseException:
+            if slot is not None:
+                self._profiler.give_back(slot)
+            raise
 
     def _checker_of(self, arguments: ShapeArguments) -> TensorChecker:
         """That of the last call where the arguments are the same, as they are from step to step."""

@@ -6,13 +6,14 @@
 ///
 ///   ProfileHeader | CtaProfile[num_ctas] | ItemProfile[num_ctas][max_items]
 ///
-/// A CTA's items come in the order in which it took them, an item once for the kv heads of a step. Times are
-/// counts of the SM's clock since the CTA's begin_clock, modulo 2^32; begin and end of a CTA are also known
-/// in nanoseconds of the GPU's timer, which all SMs share.
+/// A CTA's items come in the order in which it took them, an item once for each step of its kv heads, and one
+/// begins when the one before ends. Times are counts of the SM's clock since the CTA's begin_clock, modulo
+/// 2^32; begin and end of a CTA are also known in nanoseconds of the GPU's timer, which all SMs share.
 ///
 /// On a GPU the two consumer warpgroups of a CTA have a track each, as the first thread of each sees it; what
 /// an item waits for includes the first operands of the next one, which are asked for under its last
-/// exponentials. On a CPU a thread takes the place of a CTA, has one track, and its clock is in nanoseconds.
+/// exponentials. On a CPU a thread takes the place of a CTA and has one track, a step is all kv heads of an
+/// item, and the clock is one of 256 ns.
 
 #include <cstdint>
 
@@ -45,7 +46,8 @@ struct ProfileHeader {
   int32_t num_ctas;   ///< of the launch; on a CPU threads
   int32_t max_items;  ///< of a CTA that there is room for
   int32_t num_tracks;
-  int32_t reserved[3];
+  int32_t window;  ///< RunArgs::window
+  int32_t reserved[2];
 };
 
 struct CtaProfile {
@@ -54,9 +56,8 @@ struct CtaProfile {
   uint64_t begin_clock;
   uint64_t end_clock;
   int32_t sm;
-  int32_t num_items;   ///< may be more than there was room for
-  float predicted_us;  ///< the plan's CtaRecord::predicted_us; on a CPU 0
-  int32_t reserved;
+  int32_t num_items;  ///< may be more than there was room for
+  int32_t reserved[2];
 };
 
 struct ProfileTrack {
@@ -65,25 +66,17 @@ struct ProfileTrack {
   uint32_t cycles[kNumProfilePhases];
 };
 
-/// The fields of the plan's item as it was run, and one step of its kv heads.
 struct ItemProfile {
-  int32_t request;
-  int32_t q_token_begin;
-  int32_t row_begin;
-  int32_t num_rows;
-  int32_t kv_begin;
-  int32_t kv_end;
-  int32_t kv_head;    ///< the first of the step
-  int32_t num_heads;  ///< of the step
-  int32_t split_tile;
-  int32_t split_idx;
+  WorkItem item;    ///< as it was run: with the lengths of then
+  int32_t kv_head;  ///< the first of the step
+  int32_t num_heads;
   int32_t is_wide;
-  int32_t reserved;
+  int32_t reserved[2];
   ProfileTrack tracks[kMaxProfileTracks];
 };
 
 static_assert(sizeof(ProfileHeader) == 32 && sizeof(CtaProfile) == 48);
-static_assert(sizeof(ProfileTrack) == 48 && sizeof(ItemProfile) == 144);
+static_assert(sizeof(ProfileTrack) == 48 && sizeof(ItemProfile) == 176);
 
 /// Bytes of the buffer of one run.
 ONEWAVE_HOST_DEVICE constexpr int64_t profile_bytes(int32_t num_ctas, int32_t max_items) {

@@ -12,6 +12,7 @@ from onewave._matplotlib import MissingMatplotlib, import_pyplot
 from onewave._validate import check_int
 from onewave.bench.system import Onewave
 from onewave.bench.tensors import BatchTensors, make_tensors
+from onewave.bench.workload import Workload
 from onewave.trace import Trace
 from onewave.workspace import resolve_device
 
@@ -55,14 +56,18 @@ def run_profile(options: argparse.Namespace) -> int:
         device = resolve_device(options.device)
         if options.graph and device.type != "cuda":
             raise ValueError("--graph needs a GPU")
+        trace = _profile(make_tensors(workload, str(device), options.seed), options.layers, options.graph)
+        _show(console, workload, trace, options)
     except onewave.DeviceError as error:
         console.print(f"No GPU: {error}. --device cpu profiles the executor.", markup=False)
         return 2
     except (ValueError, OSError, MissingMatplotlib) as error:
         console.print(f"profile: {error}", style="red", highlight=False, markup=False)
         return 2
-    tensors = make_tensors(workload, str(device), options.seed)
-    trace = _profile(tensors, options.layers, options.graph)
+    return 0
+
+
+def _show(console: Console, workload: Workload, trace: Trace, options: argparse.Namespace) -> None:
     console.print(f"{workload.name}: {workload.describe()}", highlight=False, markup=False)
     console.print(trace.table(options.layers - 1))
     if options.output is not None:
@@ -71,18 +76,18 @@ def run_profile(options: argparse.Namespace) -> int:
     for path in options.plot:
         trace.draw(path, options.layers - 1)
         console.print(f"wrote {path}", highlight=False, markup=False)
-    return 0
 
 
 def _profile(tensors: BatchTensors, num_layers: int, in_graph: bool) -> Trace:
-    system = Onewave(tensors, uses_profiler=True, max_profiled_runs=num_layers + NUM_WARMUPS)
+    num_warmups = NUM_WARMUPS if tensors.device.type == "cuda" else 0
+    system = Onewave(tensors, uses_profiler=True, max_profiled_runs=max(num_layers, num_warmups))
 
     def run(times: int) -> None:
         for _ in range(times):
             system.run()
 
     system.plan()
-    run(NUM_WARMUPS)
+    run(num_warmups)
     system.plan()
     if in_graph:
         graph = torch.cuda.CUDAGraph()

@@ -8,7 +8,6 @@ import torch
 
 import onewave
 from onewave.bench.tensors import BatchTensors
-from onewave.workspace import MAX_NUM_CTAS
 
 
 class Unsupported(Exception):
@@ -98,8 +97,7 @@ class ProfiledOnewave(Onewave):
 
     def __init__(self, tensors: BatchTensors) -> None:
         super().__init__(tensors, uses_profiler=True, max_profiled_runs=1)
-        # Of any GPU.
-        size = onewave.profiler_buffer_size(MAX_NUM_CTAS)
+        size = self.attention.profiler_buffer_size()
         self._profile = torch.zeros(size, dtype=torch.uint8, device=tensors.device)
 
     def run(self, **options: Any) -> None:

@@ -13,14 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onewave._prediction import KINDS
-from onewave.trace.records import PHASES, Cta, Item, Run, Track
+from onewave.trace.records import PHASES, Item, Run, Track
 
 Event = dict[str, Any]
 MAX_TRACKS = 2
-# Above the number of any process.
+# Above the number of any process: a thread with the number of its process would be shown as the main one.
 FIRST_TID = 100_000
-WARPGROUPS = ("warpgroup 0", "warpgroup 1")
 
 
 def write_chrome(path: Path, runs: Sequence[Run], other: dict[str, str]) -> None:
@@ -38,44 +36,40 @@ def write_chrome(path: Path, runs: Sequence[Run], other: dict[str, str]) -> None
 
 def _run_events(pid: int, run: Run, shift_us: float) -> Iterator[Event]:
     yield from _process(pid, run.name)
-    for cta in sorted(run.ctas, key=lambda cta: cta.sm):
-        if not cta.items:
-            continue
-        for i in range(len(cta.items[0].tracks)):
-            tid = _tid(cta, i)
+    for cta in run.ctas:
+        num_tracks = max((len(item.tracks) for item in cta.items), default=0)
+        for i in range(num_tracks):
+            tid = _tid(cta.index, i)
             name = f"SM {cta.sm}, CTA {cta.index}"
-            if len(cta.items[0].tracks) > 1:
-                name += f", {WARPGROUPS[i]}"
-            yield from _thread(pid, tid, name)
+            if num_tracks > 1:
+                name += f", warpgroup {i}"
+            yield from _thread(pid, tid, name, cta.sm * MAX_TRACKS + i)
             for item in cta.items:
                 yield from _item_events(pid, tid, item, item.tracks[i], shift_us)
     yield from _busy_counters(pid, run, shift_us)
 
 
-def _tid(cta: Cta, track: int) -> int:
-    """Threads are shown in its order, but for one whose number is its process's, which would be the main one."""
-    return FIRST_TID + cta.sm * MAX_TRACKS + track
+def _tid(cta: int, track: int) -> int:
+    return FIRST_TID + cta * MAX_TRACKS + track
 
 
 def _item_events(pid: int, tid: int, item: Item, track: Track, shift_us: float) -> Iterator[Event]:
-    yield _slice(
-        pid, tid, _name(item), item.kind, shift_us + track.begin_us, track.end_us - track.begin_us
-    ) | {
+    begin_us, end_us = shift_us + track.begin_us, shift_us + track.end_us
+    phases = {phase: us for phase in PHASES if (us := track.phases_us[phase]) > 0}
+    yield _slice(pid, tid, _name(item), item.kind, begin_us, end_us) | {
         "args": {
             "request": item.request,
             "keys": f"{item.kv_begin}..{item.kv_end}",
             "packed rows": f"{item.row_begin}..{item.row_begin + item.num_rows}",
             "kv heads": f"{item.kv_head}..{item.kv_head + item.num_heads}",
             "split": item.split_idx if item.split_tile >= 0 else "no",
-            **{f"{phase}, us": round(track.phases_us[phase], 3) for phase in PHASES},
+            **{f"{phase}, us": round(us, 3) for phase, us in phases.items()},
         }
     }
-    begin_us = track.begin_us
-    for phase in PHASES:
-        us = min(track.phases_us[phase], track.end_us - begin_us)
-        if us > 0:
-            yield _slice(pid, tid, phase, "phase", shift_us + begin_us, us)
-            begin_us += us
+    for phase, us in phases.items():
+        phase_end_us = min(begin_us + us, end_us)
+        yield _slice(pid, tid, phase, "phase", begin_us, phase_end_us)
+        begin_us = phase_end_us
 
 
 def _name(item: Item) -> str:
@@ -98,9 +92,11 @@ def _prediction_events(pid: int, run: Run, shift_us: float) -> Iterator[Event]:
         return
     yield from _process(pid, f"{run.name}, predicted")
     for cta in sorted({bar.cta for bar in run.prediction}):
-        yield from _thread(pid, FIRST_TID + cta, f"CTA {cta}")
+        yield from _thread(pid, _tid(cta, 0), f"CTA {cta}", cta)
+    shift_us += run.first_item_us
     for bar in run.prediction:
-        yield _slice(pid, FIRST_TID + bar.cta, bar.kind, "prediction", shift_us + bar.begin_us, bar.us)
+        begin_us = shift_us + bar.begin_us
+        yield _slice(pid, _tid(bar.cta, 0), bar.kind, bar.kind, begin_us, begin_us + bar.us)
 
 
 def _process(pid: int, name: str) -> Iterator[Event]:
@@ -108,11 +104,14 @@ def _process(pid: int, name: str) -> Iterator[Event]:
     yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": pid}}
 
 
-def _thread(pid: int, tid: int, name: str) -> Iterator[Event]:
+def _thread(pid: int, tid: int, name: str, rank: int) -> Iterator[Event]:
     yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}}
-    yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_sort_index", "args": {"sort_index": tid}}
+    yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_sort_index", "args": {"sort_index": rank}}
 
 
-def _slice(pid: int, tid: int, name: str, category: str, begin_us: float, us: float) -> Event:
-    assert category == "phase" or category == "prediction" or category in KINDS
-    return {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": category, "ts": begin_us, "dur": us}
+def _slice(pid: int, tid: int, name: str, category: str, begin_us: float, end_us: float) -> Event:
+    """In whole nanoseconds, as readers round: or what lies inside another might end behind it."""
+    begin_ns, end_ns = round(1000 * begin_us), round(1000 * end_us)
+    # A comma would make two categories.
+    event = {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": category.replace(",", "")}
+    return event | {"ts": begin_ns / 1000, "dur": (end_ns - begin_ns) / 1000}

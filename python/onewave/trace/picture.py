@@ -13,7 +13,8 @@ from onewave.trace.records import Run
 def draw_run(path: Path, run: Run) -> None:
     """The file's suffix says which format: png, svg, pdf."""
     pyplot = import_pyplot("a picture of a trace")
-    measured = [Bar(item.cta, item.kind, item.begin_us, item.us) for item in run.items]
+    first_us = run.first_item_us
+    measured = [Bar(item.cta, item.kind, item.begin_us - first_us, item.us) for item in run.items]
     panels = [("measured", measured)]
     if run.prediction is not None:
         panels.append(("predicted", list(run.prediction)))
@@ -27,7 +28,8 @@ def draw_run(path: Path, run: Run) -> None:
         axes.axvline(end_us, color="black", linewidth=0.8, linestyle="--")
         axes.set_title(f"{run.name}, {title}: {end_us:.1f} us", fontsize=9)
         axes.set_ylabel("CTA")
-    all_axes[-1, 0].set_xlabel("us since the first CTA began")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    all_axes[-1, 0].set_xlabel("us since the first item began")
     handles = {
         label: handle
         for axes in all_axes[:, 0]

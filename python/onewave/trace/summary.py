@@ -17,14 +17,16 @@ class Summary:
     """Of one run. Shares are of 1."""
 
     us: float  # from the first CTA's begin to the last one's end
-    num_ctas: int  # that had work
+    num_ctas: int  # of the launch; on a CPU threads
+    num_working: int  # of these that had items
     num_items: int
     num_lost: int  # items that are not in the numbers: the buffer was full
     busy: dict[str, float]  # by kind of item: of all CTAs' time until the end of the run
     phases: dict[str, dict[str, float]]  # by kind and phase: of the items' time
-    imbalance: float  # the last CTA's end over the mean end
-    predicted_us: float | None  # the plan's makespan without its launch; None: there is no plan
-    cta_error: float | None  # mean of |predicted - measured| end of a CTA, over the run's time
+    imbalance: float  # the last end of a CTA that had items over the mean
+    measured_us: float  # from the first item's begin to the end
+    predicted_us: float | None  # the same by the plan; None: of a CPU
+    cta_error: float | None  # mean of |predicted - measured| end of a CTA, over measured_us
 
     @property
     def idle(self) -> float:
@@ -33,23 +35,24 @@ class Summary:
     @property
     def prediction_error(self) -> float | None:
         """Predicted over measured, less 1: below 0 the run took longer."""
-        return None if self.predicted_us is None else self.predicted_us / self.us - 1
+        return None if self.predicted_us is None else self.predicted_us / self.measured_us - 1
 
 
 def summarise(run: Run) -> Summary:
     working = [cta for cta in run.ctas if cta.items or cta.num_lost]
     kinds = {kind: [item for item in run.items if item.kind == kind] for kind in KINDS}
-    total_us = run.us * len(working)
-    ends_us = [cta.end_us for cta in working]
-    mean_us = statistics.fmean(ends_us) if ends_us else 0.0
+    total_us = run.us * len(run.ctas)
+    ends_us = [cta.end_us - run.first_item_us for cta in working]
+    measured_us = max(ends_us, default=0.0)
     predicted_ends: dict[int, float] = {}
     for bar in run.prediction or ():
         predicted_ends[bar.cta] = max(predicted_ends.get(bar.cta, 0.0), bar.begin_us + bar.us)
-    has_prediction = bool(predicted_ends) and run.us > 0
-    errors = [abs(predicted_ends.get(cta.index, 0.0) - cta.end_us) for cta in working]
+    has_prediction = bool(predicted_ends) and measured_us > 0
+    errors = [abs(predicted_ends.get(cta.index, 0.0) - us) for cta, us in zip(working, ends_us, strict=True)]
     return Summary(
         us=run.us,
-        num_ctas=len(working),
+        num_ctas=len(run.ctas),
+        num_working=len(working),
         num_items=len(run.items),
         num_lost=run.num_lost,
         busy={
@@ -57,9 +60,10 @@ def summarise(run: Run) -> Summary:
             for kind, items in kinds.items()
         },
         phases={kind: _phases(items) for kind, items in kinds.items() if items},
-        imbalance=max(ends_us) / mean_us if mean_us > 0 else 1.0,
+        imbalance=measured_us / statistics.fmean(ends_us) if measured_us > 0 else 1.0,
+        measured_us=measured_us,
         predicted_us=max(predicted_ends.values()) if has_prediction else None,
-        cta_error=statistics.fmean(errors) / run.us if has_prediction and errors else None,
+        cta_error=statistics.fmean(errors) / measured_us if has_prediction and errors else None,
     )
 
 
@@ -87,12 +91,11 @@ def summary_table(name: str, summary: Summary) -> Table:
             table.add_row(f"of that {phase}", *(f"{share:.1%}" for share in shares))
     rest = [1 - sum(summary.phases[kind].values()) for kind in kinds]
     table.add_row("of that the rest", *(f"{share:.1%}" for share in rest))
-    caption = (
-        f"{summary.us:.1f} us, {summary.num_ctas} CTAs, {summary.num_items} items, idle {summary.idle:.1%}, "
-    )
-    caption += f"last end / mean {summary.imbalance:.3f}"
+    caption = f"{summary.us:.1f} us, {summary.num_items} items on {summary.num_working} of {summary.num_ctas} CTAs, "
+    caption += f"idle {summary.idle:.1%}, last end / mean {summary.imbalance:.3f}"
     if summary.prediction_error is not None:
-        caption += f", predicted {summary.predicted_us:.1f} us ({summary.prediction_error:+.1%}"
+        caption += f", from the first item {summary.measured_us:.1f} us, predicted {summary.predicted_us:.1f}"
+        caption += f" ({summary.prediction_error:+.1%}"
         caption += f", a CTA's end {summary.cta_error:.1%} off)"
     if summary.num_lost:
         caption += f", {summary.num_lost} items more than the buffer has room for"
