@@ -2,6 +2,8 @@
 attention, and plain forward passes against that attention's logits."""
 
 import functools
+import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import onewave
@@ -175,14 +177,16 @@ def test_logits_of_a_plain_forward_pass(name: str, padding: str) -> None:
 
 @pytest.mark.parametrize("name", ["Qwen2", "Qwen2 with windows"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_plain_generation(name: str, cache: str) -> None:
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_plain_generation(name: str, cache: str, is_padded: bool) -> None:
     ids, mask = inputs()
-    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=8, cache_implementation=cache)
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=6, cache_implementation=cache)
     model = model_of(name)
     outputs = []
     integration.register()
     for attention in ("eager", "onewave"):
         model.set_attn_implementation(attention)
+        mask = mask if is_padded else torch.ones_like(mask)
         outputs.append(model.generate(ids, attention_mask=mask, generation_config=config))
     assert torch.equal(*outputs)
 
@@ -199,3 +203,35 @@ def test_a_mask_that_is_written_anew() -> None:
     expected = logits_of(model, "sdpa", ids, attention_mask=mask.expand(2, -1, -1, -1))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert (before - logits).abs().max() > 0.1
+
+
+def test_layers_with_masks_of_their_own() -> None:
+    """In one forward pass, as chunked attention has them."""
+    integration.register()
+    functions = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
+    q, k, v = (torch.randn(2, heads, 20, 32) for heads in (4, 2, 2))
+    masks = [torch.rand(2, 1, 20, 20) < 0.5 for _ in range(3)]
+    for layer_idx, mask in enumerate(masks):
+        mask[..., 0] = True
+        module = SimpleNamespace(layer_idx=layer_idx, num_key_value_groups=2)
+        out, expected = (
+            functions[name](module, q, k, v, mask, scaling=0.3)[0] for name in ("onewave", "sdpa")
+        )
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("layout", ["heads first", "tokens first", "one sequence", "other strides"])
+def test_keys_and_values_of_any_layout(layout: str) -> None:
+    integration.register()
+    functions = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
+    batch_size = 1 if layout == "one sequence" else 3
+    q, k, v = (torch.randn(batch_size, heads, 9, 32) for heads in (4, 2, 2))
+    if layout == "tokens first":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    elif layout == "other strides":
+        k, v = k.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([v, v], dim=2)[:, :, 5:14]
+    elif layout == "one sequence":  # whose stride says nothing
+        k, v = (x.as_strided(x.shape, (1, *x.stride()[1:])) for x in (k, v))
+    module = SimpleNamespace(layer_idx=0, num_key_value_groups=2)
+    out, expected = (functions[name](module, q, k, v, None)[0] for name in ("onewave", "sdpa"))
+    torch.testing.assert_close(out, expected)

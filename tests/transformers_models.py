@@ -21,7 +21,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen2 with windows": {
         "use_sliding_window": True,
         "sliding_window": WINDOW,
-        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 4,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
     },
     # Windows in all layers, and so no full attention in the cache.
     "Mistral": {"sliding_window": WINDOW},
@@ -32,29 +33,30 @@ MODELS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 4.0,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
-    # Sinks.
-    "GptOss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": WINDOW},
+    # Sinks; all experts are taken, so that rounding changes no choice of them.
+    "GptOss": {"num_local_experts": 2, "num_experts_per_tok": 2, "sliding_window": WINDOW},
 }
 
 
 def make_model(
     name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", head_dim: int = 32, seed: int = 0
 ) -> Any:
-    """Three layers of 4 query heads and 2 kv heads; weights so large that attention decides the tokens."""
+    """Three or four layers of 4 query heads and 2 kv heads; weights so large that attention decides the tokens."""
     kind = name.split()[0]
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=4 * head_dim,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        max_position_embeddings=4096,
-        initializer_range=0.12,
-        tie_word_embeddings=False,
-        **{"attn_implementation": "eager", **MODELS[name]},
-    )
+    options = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 4 * head_dim,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": head_dim,
+        "max_position_embeddings": 4096,
+        "initializer_range": 1.4 * (4 * head_dim) ** -0.5,
+        "tie_word_embeddings": False,
+        "attn_implementation": "eager",
+    }
+    config = getattr(transformers, f"{kind}Config")(**{**options, **MODELS[name]})
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     for layer in model.model.layers:

@@ -38,9 +38,9 @@ def compare(
     """Tokens by greedy decoding of the model with onewave's attention and with the reference's.
 
     Where they differ, both had the same tokens before, and each took the larger of two logits by its own rounding. The
-    reference's two logits, on these tokens, must then be as close as rounding explains: let e be the largest error of the
-    reference's logits there, against the same weights in the next wider dtype. Both computations round alike, so each of
-    the four logits is within e of the exact one, and the reference's gap within 4 e.
+    reference's two logits, on these tokens, must then be as close as rounding explains: let e be the root mean square error
+    of its logits there, against the same weights in the next wider dtype. Both computations round alike, so that four errors
+    of that size, two in each, are between the two orders: a standard deviation of 2 e, of which four are allowed.
     """
     differences = []
     num_equal = 0
@@ -56,9 +56,9 @@ def compare(
             higher = copy.deepcopy(model).to(HIGHER[model.dtype])
         tokens = [*prompt, *ours[:position]]
         logits = _last_logits(model, tokens)
-        error = (logits - _last_logits(higher, tokens)).abs().max().item()
+        error = (logits - _last_logits(higher, tokens)).square().mean().sqrt().item()
         gap = (logits[theirs[position]] - logits[ours[position]]).abs().item()
-        differences.append(Difference(request, position, gap, 4 * error))
+        differences.append(Difference(request, position, gap, 8 * error))
     return Comparison(sum(map(len, outputs)), num_equal, differences)
 
 

@@ -172,6 +172,8 @@ def make_config(
         num_groups = sum(counts) // math.gcd(*counts)
         # transformers takes no new requests where a fifth or less is free.
         options.setdefault("num_blocks", num_pages * num_groups * 5 // 4 + num_groups)
+        # transformers' default, which 5.17 makes as large as the memory where num_blocks is given.
+        options.setdefault("max_batch_tokens", min(8192, sum(map(len, prompts))))
     return config(**{page_option: page_size}, **options)
 
 
@@ -228,6 +230,11 @@ def _attention(model: Any, attention: str, stopwatch: Stopwatch | None) -> Itera
         finally:
             handle.remove()
         return
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        # Some versions leave them out without a word.
+        raise NotImplementedError(
+            f"{type(model).__name__} has soft caps; transformers' {attention} over a paged cache has none"
+        )
     # Without the prefix from 5.19 on.
     name = next(name for name in (f"paged|{attention}", attention) if name in functions)
     model.set_attn_implementation(name)

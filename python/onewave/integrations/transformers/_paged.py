@@ -93,7 +93,8 @@ class PagedStep:
         qo_indptr, kv_indptrs = arguments["cu_seq_lens_q"], arguments["cu_seq_lens_k"]
         if qo_indptr.is_cuda:
             # transformers writes a step's inputs on the default stream and computes on another, which does not wait for it.
-            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream(qo_indptr.device))
+            device = qo_indptr.device
+            torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
         # Without a name for the layers where all are of one type, in 5.17.
         self._kv_types = list(kv_indptrs) if isinstance(kv_indptrs, dict) else []
         rows = list(kv_indptrs.values()) if isinstance(kv_indptrs, dict) else [kv_indptrs]
