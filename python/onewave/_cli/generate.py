@@ -89,7 +89,7 @@ def run_generate(options: argparse.Namespace) -> int:
     for name in ["onewave", REFERENCE] if options.check else ["onewave"]:
         try:
             generations.append(_generate(loaded, name, options.max_new_tokens, console))
-        except (NotImplementedError, ValueError, MemoryError) as error:
+        except (NotImplementedError, ValueError, MemoryError, onewave.DeviceError) as error:
             console.print(f"generate: {name}: {error}", style="red", highlight=False, markup=False)
             return 2
     console.print(_table(loaded, generations))

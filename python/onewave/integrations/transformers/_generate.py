@@ -27,10 +27,11 @@ def register() -> None:
     """Adds "onewave" to transformers' attention functions: for `attn_implementation="onewave"`, in plain forward passes and
     generate(). May be called again.
 
-    Such a model computes what it computes with "sdpa", in inference alone. Its cache is read in place, one token a page; where
-    transformers makes a mask (padding, sliding windows, static caches) the host reads it once a forward pass, bit by bit, so
-    that continuous_batching() is the way for more than a few sequences. A static cache needs
-    `GenerationConfig(disable_compile=True)` on a GPU.
+    Such a model computes what it computes with "sdpa" or, with soft caps and sinks, "eager": in inference alone, and without
+    torch.compile, which generate() uses by itself for a static cache on a GPU (`disable_compile=True` of its configuration
+    keeps it from that). K and V are read in place, one token a page. Where transformers makes a mask (padding, sliding
+    windows, static caches), the host reads it once a forward pass, bit by bit: continuous_batching() is for more than a few
+    sequences.
 
     Raises MissingTransformers, an ImportError, where transformers is missing or too old.
     """

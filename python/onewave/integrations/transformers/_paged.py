@@ -81,11 +81,11 @@ class PagedAttention:
 class PagedStep:
     """One forward pass of continuous batching, in whose calls it stands for transformers' cache.
 
-    So all layers of the pass have this object, and no other pass has it: what is planned for a kind of layers is in it.
+    All layers of the pass see this object and no other pass does, so it knows for which kinds of layers the pass is planned.
     """
 
     def __init__(self, owner: PagedAttention, cache: PagedCache, arguments: dict[str, Any]) -> None:
-        check_unsupported_step(arguments)
+        _check_arguments(arguments)
         self._owner = owner
         self._cache = cache
         self._read_index = arguments["read_index"]
@@ -95,7 +95,7 @@ class PagedStep:
             # transformers writes a step's inputs on the default stream and computes on another, which does not wait for it.
             device = qo_indptr.device
             torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
-        # Without a name for the layers where all are of one type, in 5.17.
+        # 5.17 has no name for the layers where all are of one type.
         self._kv_types = list(kv_indptrs) if isinstance(kv_indptrs, dict) else []
         rows = list(kv_indptrs.values()) if isinstance(kv_indptrs, dict) else [kv_indptrs]
         # One synchronisation; transformers has just waited for the step before.
@@ -241,6 +241,19 @@ class PagedStep:
         )
 
 
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    """Of the model, in a step."""
+    missing = [
+        name
+        for name in ("read_index", "write_index", "cu_seq_lens_q", "cu_seq_lens_k")
+        if name not in arguments
+    ]
+    if missing:
+        raise RuntimeError(f"transformers' continuous batching gives its model no {', '.join(missing)}")
+    if arguments.get("block_table") is not None:
+        raise NotImplementedError("block_table is given; onewave takes continuous batching's read_index")
+
+
 def paged_attention_forward(
     module: Any,
     query: torch.Tensor,
@@ -266,18 +279,6 @@ def paged_attention_forward(
     sinks = sinks_of(module, s_aux)
     out = cache.attend(module.layer_idx, q, k, v, scaling, softcap, sliding_window, sinks)
     return out.unsqueeze(0), None
-
-
-def check_unsupported_step(arguments: dict[str, Any]) -> None:
-    missing = [
-        name
-        for name in ("read_index", "write_index", "cu_seq_lens_q", "cu_seq_lens_k")
-        if name not in arguments
-    ]
-    if missing:
-        raise RuntimeError(f"transformers' continuous batching gives its model no {', '.join(missing)}")
-    if arguments.get("block_table") is not None:
-        raise NotImplementedError("block_table is given; onewave takes continuous batching's read_index")
 
 
 def _upload(parts: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
