@@ -36,6 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs a Hopper GPU: {gpu_problem()}"))
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """For many small operations of torch's: its threads take ten times as long where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONEWAVE_WHEEL, or else the installed distribution."""

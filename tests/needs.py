@@ -1,8 +1,9 @@
 """What tests need of the machine beside the package."""
 
+import importlib
 import os
 import shutil
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,3 +27,13 @@ def optional_program(*names: str) -> str:
 def needed_program(name: str) -> str:
     """Its path."""
     return shutil.which(name) or missing(f"{name} is not on PATH")
+
+
+def needed_module(name: str) -> Any:
+    """For a whole test module, which is skipped without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{name} is not installed", allow_module_level=True)

@@ -1,4 +1,4 @@
-"""The command line: `python -m onewave` with demo, info, plan, profile, calibrate, bench or cmake-dir."""
+"""The command line: `python -m onewave` with demo, info, plan, profile, calibrate, bench, generate or cmake-dir."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import onewave
 from onewave._cli.calibrate import add_calibrate_arguments, run_calibrate
 from onewave._cli.cmake_dir import show_cmake_dir
 from onewave._cli.demo import run_demo
+from onewave._cli.generate import add_generate_arguments, run_generate
 from onewave._cli.info import show_info
 from onewave._cli.plan import add_plan_arguments, run_plan
 from onewave._cli.profile import add_profile_arguments, run_profile
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "calibrate", help="measure what work costs on this GPU, for the planner (minutes)"
         )
     )
+    add_generate_arguments(
+        commands.add_parser(
+            "generate", help="let a model of Hugging Face transformers generate, and time its attention"
+        )
+    )
     commands.add_parser("cmake-dir", help="print the directory of the CMake package, for -Donewave_DIR=")
     options = parser.parse_args(arguments)
     if options.command == "info":
@@ -53,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_calibrate(options)
     if options.command == "bench":
         return run_bench(options)
+    if options.command == "generate":
+        return run_generate(options)
     if options.command == "cmake-dir":
         return show_cmake_dir()
     return run_demo(options.device, options.seed)
