@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # What these import need not be on a machine with a GPU.
-NOT_HERE = ("test_sass.py", "test_wheel.py")
+NOT_HERE = ("test_sass.py", "test_wheel.py", "test_workflow.py")
 ERROR_STATUS = 9
 SLOWEST_SHOWN = 10
 

@@ -9,6 +9,7 @@ from onewave import _core
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 
 def _import_numpy() -> Any:
@@ -20,7 +21,7 @@ def _import_numpy() -> Any:
 
 
 @functools.cache
-def record_dtypes() -> dict[str, np.dtype]:
+def record_dtypes() -> dict[str, np.dtype[Any]]:
     """The numpy dtype of each record of cpp/include/onewave/plan_format.h, by its C++ name."""
     numpy = _import_numpy()
     return {
@@ -43,23 +44,23 @@ class Plan:
     """
 
     header: np.void
-    ctas: np.ndarray
-    items: np.ndarray
-    split_tiles: np.ndarray
-    partial_rows: np.ndarray  # of requests that share prefixes
-    row_members: np.ndarray  # int32, of their prefixes
-    item_bounds: np.ndarray  # empty where the lengths are no upper bounds
-    mask_tiles: np.ndarray  # of custom masks
-    mask_rows: np.ndarray  # [rows, 4] uint32
-    counters: np.ndarray
+    ctas: NDArray[Any]
+    items: NDArray[Any]
+    split_tiles: NDArray[Any]
+    partial_rows: NDArray[Any]  # of requests that share prefixes
+    row_members: NDArray[Any]  # int32, of their prefixes
+    item_bounds: NDArray[Any]  # empty where the lengths are no upper bounds
+    mask_tiles: NDArray[Any]  # of custom masks
+    mask_rows: NDArray[Any]  # [rows, 4] uint32
+    counters: NDArray[Any]
 
     def __init__(self, data: bytes) -> None:
         numpy = _import_numpy()
         dtypes = record_dtypes()
-        self._bytes: np.ndarray = numpy.frombuffer(data, dtype=numpy.uint8).copy()
+        self._bytes: NDArray[Any] = numpy.frombuffer(data, dtype=numpy.uint8).copy()
         self.header = self._bytes[: dtypes["PlanHeader"].itemsize].view(dtypes["PlanHeader"])[0]
 
-        def section(dtype: np.dtype, offset_field: str, count: str | int) -> np.ndarray:
+        def section(dtype: np.dtype[Any], offset_field: str, count: str | int) -> NDArray[Any]:
             offset = int(self.header[offset_field])
             size = int(self.header[count] if isinstance(count, str) else count) * dtype.itemsize
             return self._bytes[offset : offset + size].view(dtype)
@@ -86,15 +87,15 @@ class Plan:
     def to_bytes(self) -> bytes:
         return self._bytes.tobytes()
 
-    def narrow_items_of(self, cta: int) -> np.ndarray:
+    def narrow_items_of(self, cta: int) -> NDArray[Any]:
         """The narrow items of one CTA in the order it runs them."""
-        items: np.ndarray = self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["narrow_end"]]
+        items: NDArray[Any] = self.items[self.ctas[cta]["narrow_begin"] : self.ctas[cta]["narrow_end"]]
         return items
 
     @property
-    def wide_items(self) -> np.ndarray:
+    def wide_items(self) -> NDArray[Any]:
         """In the order in which CTAs take them."""
-        items: np.ndarray = self.items[self.header["wide_begin"] :]
+        items: NDArray[Any] = self.items[self.header["wide_begin"] :]
         return items
 
     def summary(self) -> dict[str, int | float]:
