@@ -10,6 +10,7 @@ console      commands after "$ " and what they print, in which "..." stands for 
 """
 
 import doctest
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,9 +65,14 @@ class Blocks:
         return [example.line for example in self._document.examples()]
 
     def run(self) -> dict[str, Any]:
-        """The namespace of the page's Python."""
-        for example in self._document.examples():
-            example.evaluate()
+        """The namespace of the page's Python, whose files are in the folder."""
+        before = Path.cwd()
+        os.chdir(self._folder)
+        try:
+            for example in self._document.examples():
+                example.evaluate()
+        finally:
+            os.chdir(before)
         return self._document.namespace
 
     def _run_python(self, example: Example) -> None:
