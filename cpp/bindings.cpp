@@ -455,6 +455,9 @@ void check_library() {
 
 NB_MODULE(_core, m) {
   onewave::check_library();
+  // What an interpreter that ends leaves alive is not ours to tell: torch without numpy keeps frames of the
+  // caller.
+  nanobind::set_leak_warnings(false);
   m.attr("version") = onewave::kVersion;
   nanobind::exception<onewave::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   onewave::bind_enums(m);

@@ -29,7 +29,9 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", choices=WORKLOADS, metavar="NAME", help="one of the benchmark's")
     parser.add_argument("--num-qo-heads", type=int, help="default: 32, or the workload's")
     parser.add_argument("--num-kv-heads", type=int, help="default: 8, or the workload's")
-    parser.add_argument("--head-dim", type=int, help="64 or 128 (default), or the workload's")
+    parser.add_argument(
+        "--head-dim", type=int, help="a multiple of 32 up to 256 (default: 128, or the workload's)"
+    )
     parser.add_argument("--page-size", type=int, help="tokens (default: 16, or the workload's)")
     parser.add_argument(
         "--full", action="store_true", help="every query sees every key, not only earlier ones"

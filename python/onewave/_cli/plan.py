@@ -57,14 +57,14 @@ def run_plan(options: argparse.Namespace) -> int:
         )
         plan = plan_workload(workload, calibration)
         bars = predict_workload(plan, workload, calibration)
+        console.print(f"{workload.name}: {workload.describe()}", highlight=False, markup=False)
+        console.print(_table(plan, bars, calibration.gpu))
+        for path in options.output:
+            _draw(path, workload, plan, bars)
+            console.print(f"wrote {path}", highlight=False, markup=False)
     except (ValueError, OSError, MissingMatplotlib) as error:
         console.print(f"plan: {error}", style="red", highlight=False, markup=False)
         return 2
-    console.print(f"{workload.name}: {workload.describe()}", highlight=False, markup=False)
-    console.print(_table(plan, bars))
-    for path in options.output:
-        _draw(path, workload, plan, bars)
-        console.print(f"wrote {path}", highlight=False, markup=False)
     return 0
 
 
@@ -122,7 +122,7 @@ def predict_workload(plan: bytes, workload: Workload, calibration: _core.Calibra
     return predict_bars(plan, _core_shape(workload), costs, qo_indptr, prefix_groups)
 
 
-def _table(plan: bytes, bars: list[Bar]) -> Table:
+def _table(plan: bytes, bars: list[Bar], gpu: str) -> Table:
     header, ctas = header_of(plan), ctas_of(plan)
     table = Table("", "", title="plan", show_header=False)
     ends_us = [cta["predicted_us"] for cta in ctas]
@@ -132,7 +132,7 @@ def _table(plan: bytes, bars: list[Bar]) -> Table:
         "CTAs", f"{len(ctas)}, {sum(cta['narrow_begin'] < cta['narrow_end'] for cta in ctas)} begin narrow"
     )
     table.add_row("items", f"{header['num_items']}, {header['num_split_tiles']} tiles are split")
-    table.add_row("predicted makespan", f"{max(ends_us):.1f} us")
+    table.add_row("predicted makespan", f"{max(ends_us):.1f} us on {gpu}")
     table.add_row("max / mean", f"{max(ends_us) / mean_us:.3f}" if bars else "-")
     for kind in KINDS:
         share = sum(bar.us for bar in bars if bar.kind == kind)
