@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from onewave import _core
 from onewave._batch import Batch
 from onewave._prediction import predict_bars
-from onewave.trace import Trace
-from onewave.trace.records import Run, read_run
+
+if TYPE_CHECKING:
+    from onewave.trace import Run, Trace
 
 # Of memory that the kernel's records are written to.
 ALIGNMENT = 16
@@ -97,6 +99,10 @@ class Profiler:
 
     def trace(self, plan_bytes: Callable[[int], bytes], buffer: torch.Tensor | None) -> Trace:
         """Of the caller's buffer, or of all slots. `plan_bytes`: of a window's last plan."""
+        # Tables and all: not what `import onewave` is for.
+        from onewave.trace import Trace
+        from onewave.trace.records import read_run
+
         if buffer is not None:
             self.check(buffer)
             run = read_run(buffer.flatten().view(torch.uint8).cpu(), "run")

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -36,8 +36,10 @@ from onewave._validate import (
     check_positive_float,
     check_unsupported,
 )
-from onewave.trace import Trace
 from onewave.workspace import FP8, check_workspace, check_workspace_size, make_limits, resolve_device
+
+if TYPE_CHECKING:
+    from onewave.trace import Trace
 
 
 class _Planned(NamedTuple):
@@ -571,7 +573,7 @@ class BatchAttention:
             raise RuntimeError("plan_bytes() needs a plan; call plan() first")
         return self._engine.plan_bytes(check_int("window", window, 0, self._limits.num_windows - 1))
 
-    def trace(self, profiler_buffer: torch.Tensor | None = None) -> Trace:
+    def trace(self, profiler_buffer: torch.Tensor | None = None) -> "Trace":
         """Where the time of the runs since the last plan(use_profiler=True) went, replays of CUDA graphs among them: see
         onewave.trace.Trace. Of several replays since that plan() the last one's.
 
