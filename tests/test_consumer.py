@@ -48,7 +48,7 @@ def prefix(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("prefix")
     copy_sources(folder / "source")
     build_dir = folder / "build"
-    configure(folder / "source", build_dir, "-DONEWAVE_PYTHON=OFF")
+    configure(folder / "source", build_dir, "-DONEWAVE_PYTHON=OFF", "-DONEWAVE_HEAD_DIMS=64 64;128 128")
     for command in (
         ["cmake", "--build", build_dir],
         ["cmake", "--install", build_dir, "--prefix", folder / "first"],
