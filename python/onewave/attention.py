@@ -236,9 +236,9 @@ class BatchAttention:
             their way, which takes a third more time (bench/NOTES.md), unless q is of fp8 too: a tenth less.
         o_data_type: of out: q_data_type, or where that is torch.float8_e4m3fn torch.bfloat16 or torch.float16,
             torch.float32 on a CPU too; None: q_data_type, or torch.bfloat16.
-        use_profiler: runs take kernels that record where their time goes, for trace(): those are some per cent slower,
-            and there are none of float16. The first such plan() allocates the records' memory and loads the kernels, each
-            clears them on the stream.
+        use_profiler: runs take kernels that record where their time goes, for trace(): slower ones, and there are some
+            alone: of bfloat16, and with fp8 of head_dims 64 and 128. The first such plan() allocates the records' memory
+            and loads the kernels, each clears them on the stream.
 
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when
         four earlier copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are
