@@ -87,8 +87,11 @@ def counted_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
-    """A fresh process: a driver is opened once in each."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """A fresh process: a driver is opened once in each. It is forked from one that has imported what takes seconds, but where
+    a library is to be loaded before all else (counted_news, sanitizers)."""
+    context = multiprocessing.get_context("spawn" if os.environ.get("LD_PRELOAD") else "forkserver")
+    context.set_forkserver_preload(["numpy", "onewave.plan_format", "pytest", "torch"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         yield pool
 
 

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import row, run_cli
+from test_cli import row, run_cli_here
 
 
 def test_the_table_of_a_mixed_batch() -> None:
-    done = run_cli("plan", "8192:1x128", "8192:4096", "--num-qo-heads", "28", "--num-kv-heads", "4")
+    done = run_cli_here("plan", "8192:1x128", "8192:4096", "--num-qo-heads", "28", "--num-kv-heads", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "128 x (8192, 1) + 1 x (8192, 4096), 28/4 heads" in done.stdout
     match = re.fullmatch(r"132, (\d+) begin narrow", row(done.stdout, "CTAs"))
@@ -23,22 +23,22 @@ def test_the_table_of_a_mixed_batch() -> None:
 def test_requests_from_a_file_are_those_of_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "batch.json"
     file.write_text(json.dumps([[300, 1]] * 3 + [[50, 40]]))
-    of_file = run_cli("plan", "--json", str(file), "--num-ctas", "7")
-    of_line = run_cli("plan", "300:1x3", "50:40", "--num-ctas", "7")
+    of_file = run_cli_here("plan", "--json", str(file), "--num-ctas", "7")
+    of_line = run_cli_here("plan", "300:1x3", "50:40", "--num-ctas", "7")
     assert of_file.returncode == 0, of_file.stdout + of_file.stderr
     assert of_file.stdout == of_line.stdout
     assert row(of_file.stdout, "CTAs").startswith("7, ")
 
 
 def test_a_workload_of_the_benchmark() -> None:
-    done = run_cli("plan", "--workload", "decode_33ctas_p16", "--full")
+    done = run_cli_here("plan", "--workload", "decode_33ctas_p16", "--full")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "page 16, full mask, 33 CTAs" in done.stdout
     assert row(done.stdout, "CTAs") == "33, 33 begin narrow"
 
 
 def test_a_workload_with_a_shared_prefix_is_planned_with_it() -> None:
-    done = run_cli("plan", "--workload", "decode_b64_prefix16k")
+    done = run_cli_here("plan", "--workload", "decode_b64_prefix16k")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16384 of the tokens shared" in done.stdout
     assert float(row(done.stdout, "of the time wide, split").rstrip("%")) > 20
@@ -46,7 +46,7 @@ def test_a_workload_with_a_shared_prefix_is_planned_with_it() -> None:
 
 def test_the_picture_has_a_bar_for_every_item(tmp_path: Path) -> None:
     png, svg = tmp_path / "plan.png", tmp_path / "folder" / "plan.svg"
-    done = run_cli("plan", "3000:1x40", "2000:2000", "--output", str(png), "--output", str(svg))
+    done = run_cli_here("plan", "3000:1x40", "2000:2000", "--output", str(png), "--output", str(svg))
     assert done.returncode == 0, done.stdout + done.stderr
     assert png.read_bytes().startswith(b"\x89PNG")
     num_items = int(row(done.stdout, "items").split(",")[0])
@@ -55,7 +55,7 @@ def test_the_picture_has_a_bar_for_every_item(tmp_path: Path) -> None:
 
 
 def test_an_empty_batch_can_be_drawn(tmp_path: Path) -> None:
-    done = run_cli("plan", "0:0", "--output", str(tmp_path / "plan.png"))
+    done = run_cli_here("plan", "0:0", "--output", str(tmp_path / "plan.png"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert row(done.stdout, "max / mean") == "-"
 
@@ -75,7 +75,7 @@ def test_an_empty_batch_can_be_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_batch_is_told_in_a_line(arguments: tuple[str, ...], message: str) -> None:
-    done = run_cli("plan", *arguments)
+    done = run_cli_here("plan", *arguments)
     assert done.returncode == 2 and message in done.stdout and "Traceback" not in done.stderr, done
 
 
@@ -83,5 +83,5 @@ def test_what_is_no_batch_is_told_in_a_line(arguments: tuple[str, ...], message:
 def test_a_file_that_holds_no_batch(tmp_path: Path, text: str) -> None:
     file = tmp_path / "batch.json"
     file.write_text(text)
-    done = run_cli("plan", "--json", str(file))
+    done = run_cli_here("plan", "--json", str(file))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done

@@ -15,7 +15,7 @@ from onewave import _core
 from onewave._prediction import Bar
 from onewave.trace import PHASES, Run, Trace
 from onewave.trace.records import read_run
-from test_cli import run_cli
+from test_cli import run_cli_here
 
 BEGIN_NS = 1 << 60
 # Of the SM, at 2 clocks a nanosecond.
@@ -199,7 +199,7 @@ def test_the_command_of_a_profile(tmp_path: Path) -> None:
     trace, png, svg = tmp_path / "trace.json", tmp_path / "trace.png", tmp_path / "trace.svg"
     files = ("--output", str(trace), "--plot", str(png), "--plot", str(svg))
     shape = ("--num-qo-heads", "4", "--num-kv-heads", "1", "--head-dim", "64", "--num-ctas", "4")
-    done = run_cli("profile", "600:1x4", "300:200", *shape, "--device", "cpu", "--layers", "2", *files)
+    done = run_cli_here("profile", "600:1x4", "300:200", *shape, "--device", "cpu", "--layers", "2", *files)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 x (600, 1) + 1 x (300, 200), 4/1 heads" in done.stdout and "of that products" in done.stdout
     names = [event["args"]["name"] for event in events_of(trace, "M") if event["name"] == "process_name"]
@@ -221,5 +221,5 @@ def test_the_command_of_a_profile(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_refuses(arguments: tuple[str, ...], message: str) -> None:
-    done = run_cli("profile", *arguments)
+    done = run_cli_here("profile", *arguments)
     assert done.returncode == 2 and message in " ".join(done.stdout.split())
