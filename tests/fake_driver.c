@@ -109,12 +109,10 @@ int cuLibraryLoadData(void** library, const void* code, void* a, void* b, unsign
 static struct kernel {
   const char* name;
   int* param_bytes;
-} kernels[] = {{"onewave_attention", &kernel_param_bytes},
-               {"onewave_attention_profiled", &profiled_param_bytes},
-               {"onewave_append", &append_param_bytes},
-               {"onewave_append_fp8", &append_param_bytes},
-               {"onewave_merge_states", &merge_param_bytes},
-               {"onewave_update_kv_lens", &kv_lens_param_bytes}};
+} kernels[] = {
+    {"onewave_attention", &kernel_param_bytes},   {"onewave_attention_profiled", &profiled_param_bytes},
+    {"onewave_append", &append_param_bytes},      {"onewave_append_fp8", &append_param_bytes},
+    {"onewave_merge_states", &merge_param_bytes}, {"onewave_update_kv_lens", &kv_lens_param_bytes}};
 
 int cuLibraryGetKernel(struct kernel** kernel, void* library, const char* name) {
   (void)library;
