@@ -24,8 +24,8 @@ set(ONEWAVE_DTYPES
 set(ONEWAVE_LOADERS tma gather)
 # Causal or not, or also windows, soft caps, sinks and custom masks, which cost the others nothing so.
 set(ONEWAVE_MASKS plain masked)
-# Rows, as patterns, that have a kernel with the profiler beside the one without: not all, or the build would take
-# longer than ten minutes on two cores. Those of fp16 take the time of those of bf16.
+# Rows, as patterns, that have a kernel with the profiler beside the one without: not all, for the build's time and the
+# wheel's size (bench/results/build.txt). Those of fp16 take the time of those of bf16.
 set(ONEWAVE_PROFILED "^bf16 +bf16 " "fp8 +(64 +64|128 +128) ")
 set(ONEWAVE_KERNELS "")
 foreach(_dtypes IN LISTS ONEWAVE_DTYPES)
