@@ -1,10 +1,8 @@
 """The commands that the documentation shows: each is run, or else held against what CI runs. One of no known kind is an
 error."""
 
-import contextlib
 import functools
 import importlib.metadata
-import io
 import os
 import re
 import shlex
@@ -13,14 +11,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import onewave._cli
 import pytest
+from cli_here import run_cli_here
 from find_nvcc import NvccError, find_nvcc
 from needs import missing, needed_program
 
 REPO = Path(__file__).resolve().parent.parent
 # Of a terminal, whatever the one that runs the tests.
-COLUMNS = "100"
+COLUMNS = 100
 
 
 class Commands:
@@ -55,13 +53,10 @@ class Commands:
         return output
 
     def _onewave_main(self, command: str) -> tuple[int, str]:
-        """In this process: it takes seconds to import torch."""
-        output = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-            patch.setenv("COLUMNS", COLUMNS)
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self._folder)
-            status = onewave._cli.main(shlex.split(command)[3:])
-        return status, output.getvalue()
+            done = run_cli_here(*shlex.split(command)[3:], columns=COLUMNS)
+        return done.returncode, done.stdout
 
     def _refuse_without_gpu(self, command: str) -> str:
         """Minutes on a GPU. Without one it ends there, with its arguments read."""

@@ -1,16 +1,12 @@
 """The command line, as a user starts it, on a machine where no GPU can be used."""
 
-import io
 import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onewave
-import pytest
-from onewave._cli import main
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,18 +20,6 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
-
-
-def run_cli_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which takes no seconds to begin: for commands that ask for no GPU."""
-    output, errors = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
-        patch.setenv("COLUMNS", "200")
-        try:
-            status = main(arguments)
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
 def row(output: str, name: str) -> str:

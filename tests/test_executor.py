@@ -1,8 +1,6 @@
 """The CPU executor against float64: every mask, group size, page size, stride form, type and empty case."""
 
 import math
-import os
-import secrets
 import threading
 import time
 from dataclasses import replace
@@ -32,14 +30,6 @@ MIXED = [
     Lens(1, 1),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture
-def seed() -> int:
-    """Fresh inputs every time; ONEWAVE_TEST_SEED repeats those of a failure."""
-    value = int(os.environ.get("ONEWAVE_TEST_SEED", secrets.randbits(31)))
-    print(f"ONEWAVE_TEST_SEED={value}")
-    return value
 
 
 def run_planned(

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import row, run_cli_here
+from cli_here import run_cli_here
+from test_cli import row
 
 
 def test_the_table_of_a_mixed_batch() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from cli_here import run_cli_here
 from onewave import _core
 from onewave._prediction import Bar
 from onewave.trace import PHASES, Run, Trace
 from onewave.trace.records import read_run
-from test_cli import run_cli_here
 
 BEGIN_NS = 1 << 60
 # Of the SM, at 2 clocks a nanosecond.

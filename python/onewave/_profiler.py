@@ -77,25 +77,34 @@ class Profiler:
                 "which profiler_buffer_size() tells"
             )
 
-    def take(self, is_captured: bool) -> int | None:
-        """A slot for one run; None: there is none left. A capture may take one of a run that was not captured."""
-        free = (slot for slot in range(len(self._buffer)) if slot not in self._is_captured)
-        slot = next(free, None)
-        if slot is None and is_captured:
-            slot = next((i for i, captured in self._is_captured.items() if not captured), None)
+    def record(
+        self,
+        args: _core.RunArgs,
+        launch: Callable[[], None],
+        is_captured: bool,
+        buffer: torch.Tensor | None,
+    ) -> None:
+        """Launches a run that is recorded in the caller's buffer, which is checked, or in a slot; where none is left, one
+        that is not recorded. A run that fails keeps no slot."""
+        if buffer is not None:
+            args.set_profile(buffer.data_ptr(), buffer.nbytes)
+            return launch()
+        slot = self._free_slot(is_captured)
+        if slot is not None:
+            args.set_profile(self._buffer[slot].data_ptr(), self._buffer.shape[1])
+        launch()
         if slot is None:
             self._num_unrecorded[is_captured] += 1
         else:
             self._is_captured[slot] = is_captured
+
+    def _free_slot(self, is_captured: bool) -> int | None:
+        """A capture may take one of a run that was not captured."""
+        free = (slot for slot in range(len(self._buffer)) if slot not in self._is_captured)
+        slot = next(free, None)
+        if slot is None and is_captured:
+            slot = next((i for i, captured in self._is_captured.items() if not captured), None)
         return slot
-
-    def give_back(self, slot: int) -> None:
-        """Of a run that failed."""
-        del self._is_captured[slot]
-
-    def address(self, slot: int) -> tuple[int, int]:
-        """And bytes."""
-        return self._buffer[slot].data_ptr(), self._buffer.shape[1]
 
     def trace(self, plan_bytes: Callable[[int], bytes], buffer: torch.Tensor | None) -> Trace:
         """Of the caller's buffer, or of all slots. `plan_bytes`: of a window's last plan."""

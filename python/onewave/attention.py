@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -528,8 +529,9 @@ class BatchAttention:
             args.set_scales(*scales)
         if options is not None:
             args.set_options(*options)
-        if planned.use_profiler:
-            self._run_profiled(args, window, enable_pdl, profiler_buffer)
+        if planned.use_profiler and self._profiler is not None:
+            launch = partial(self._engine.run, args, window, enable_pdl)
+            self._profiler.record(args, launch, self._is_capturing(), profiler_buffer)
         else:
             self._engine.run(args, window, enable_pdl)
         if self._is_capturing():
@@ -607,25 +609,6 @@ class BatchAttention:
             self._max_profiled_items,
             calibration,
         )
-
-    def _run_profiled(
-        self, args: _core.RunArgs, window: int, enable_pdl: bool, buffer: torch.Tensor | None
-    ) -> None:
-        """Into the caller's buffer, which is checked, or a slot; without the profiler where no slot is left."""
-        assert self._engine is not None and self._profiler is not None
-        if buffer is not None:
-            args.set_profile(buffer.data_ptr(), buffer.nbytes)
-            self._engine.run(args, window, enable_pdl)
-            return
-        slot = self._profiler.take(self._is_capturing())
-        if slot is not None:
-            args.set_profile(*self._profiler.address(slot))
-        try:
-            self._engine.run(args, window, enable_pdl)
-        except BaseException:
-            if slot is not None:
-                self._profiler.give_back(slot)
-            raise
 
     def _checker_of(self, arguments: ShapeArguments) -> TensorChecker:
         """That of the last call where the arguments are the same, as they are from step to step."""
