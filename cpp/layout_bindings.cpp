@@ -157,6 +157,7 @@ void bind_layouts(nb::module_& m) {
   m.attr("PROFILE_PHASES") = profile_phases();
   m.attr("PROFILE_MAGIC") = kProfileMagic;
   m.attr("PROFILE_VERSION") = kProfileVersion;
+  m.attr("MAX_PROFILE_TRACKS") = kMaxProfileTracks;
   m.attr("PROFILE_TRACKS_OFFSET") = offsetof(ItemProfile, tracks);
   m.attr("PROFILE_CYCLES_OFFSET") = offsetof(ProfileTrack, cycles);
 }

@@ -131,9 +131,11 @@ class CountingProfiler {
   }
 
   __device__ __forceinline__ void begin(ProfilePhase phase) const {
-    ptx::subtract_clock(counter(phase), counts());
+    ptx::red_add(counter(phase), -ptx::clock32(), counts());
   }
-  __device__ __forceinline__ void end(ProfilePhase phase) const { ptx::add_clock(counter(phase), counts()); }
+  __device__ __forceinline__ void end(ProfilePhase phase) const {
+    ptx::red_add(counter(phase), ptx::clock32(), counts());
+  }
 
  private:
   __device__ __forceinline__ uint32_t* counter(ProfilePhase phase) const {

@@ -28,31 +28,22 @@ __device__ __forceinline__ int smid() {
   return static_cast<int>(sm);
 }
 
-/// Where `counts`: subtracts the SM's clock from a counter in shared memory, or adds it. Neither waits, and
-/// between the two no register holds anything.
-__device__ __forceinline__ void subtract_clock(uint32_t* counter, bool counts) {
-  asm volatile(
-      "{\n"
-      ".reg .pred counts;\n"
-      ".reg .u32 now;\n"
-      "setp.ne.u32 counts, %1, 0;\n"
-      "mov.u32 now, %%clock;\n"
-      "neg.s32 now, now;\n"
-      "@counts red.shared::cta.add.u32 [%0], now;\n"
-      "}\n" ::"r"(shared_address(counter)),
-      "r"(static_cast<uint32_t>(counts))
-      : "memory");
+/// Of the SM, its low 32 bits.
+__device__ __forceinline__ uint32_t clock32() {
+  uint32_t clock;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(clock)::"memory");
+  return clock;
 }
-__device__ __forceinline__ void add_clock(uint32_t* counter, bool counts) {
+
+/// Adds to a counter in shared memory where `adds`, and does not wait for it.
+__device__ __forceinline__ void red_add(uint32_t* counter, uint32_t value, bool adds) {
   asm volatile(
       "{\n"
-      ".reg .pred counts;\n"
-      ".reg .u32 now;\n"
-      "setp.ne.u32 counts, %1, 0;\n"
-      "mov.u32 now, %%clock;\n"
-      "@counts red.shared::cta.add.u32 [%0], now;\n"
+      ".reg .pred adds;\n"
+      "setp.ne.u32 adds, %2, 0;\n"
+      "@adds red.shared::cta.add.u32 [%0], %1;\n"
       "}\n" ::"r"(shared_address(counter)),
-      "r"(static_cast<uint32_t>(counts))
+      "r"(value), "r"(static_cast<uint32_t>(adds))
       : "memory");
 }
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from onewave import _core
 from onewave.trace.records import PHASES, Item, Run, Track
 
 Event = dict[str, Any]
-MAX_TRACKS = 2
 # Above the number of any process: a thread with the number of its process would be shown as the main one.
 FIRST_TID = 100_000
 
@@ -43,14 +43,14 @@ def _run_events(pid: int, run: Run, shift_us: float) -> Iterator[Event]:
             name = f"SM {cta.sm}, CTA {cta.index}"
             if num_tracks > 1:
                 name += f", warpgroup {i}"
-            yield from _thread(pid, tid, name, cta.sm * MAX_TRACKS + i)
+            yield from _thread(pid, tid, name, cta.sm * _core.MAX_PROFILE_TRACKS + i)
             for item in cta.items:
                 yield from _item_events(pid, tid, item, item.tracks[i], shift_us)
     yield from _busy_counters(pid, run, shift_us)
 
 
 def _tid(cta: int, track: int) -> int:
-    return FIRST_TID + cta * MAX_TRACKS + track
+    return FIRST_TID + cta * _core.MAX_PROFILE_TRACKS + track
 
 
 def _item_events(pid: int, tid: int, item: Item, track: Track, shift_us: float) -> Iterator[Event]:
