@@ -154,11 +154,13 @@ struct BoundAttention {
 
   void plan(bool causal, float sm_scale, int32_t batch_size, uintptr_t qo_indptr, uintptr_t kv_indptr,
             uintptr_t kv_len_arr, uintptr_t kv_indices, uintptr_t stream, int32_t block_table_width,
-            int64_t block_table_stride, uintptr_t actual_kv_len_arr, std::vector<int32_t> window_lefts,
+            int64_t block_table_stride, uintptr_t actual_kv_len_arr, const std::vector<int32_t>& window_lefts,
             float logits_soft_cap, uintptr_t causal_arr, uintptr_t custom_mask, uintptr_t mask_indptr,
             uintptr_t prefix_groups, int32_t num_prefix_groups) {
-    // What the limits' num_windows are: too many would do no harm, too few would be read past.
-    window_lefts.resize(static_cast<size_t>(num_windows), -1);
+    if (window_lefts.size() != static_cast<size_t>(num_windows)) {
+      throw InvalidArgument("window_lefts has " + std::to_string(window_lefts.size()) +
+                            " windows; it must have " + std::to_string(num_windows));
+    }
     attention->plan(batch_spec(shape, causal, sm_scale, batch_size, qo_indptr, kv_indptr, kv_len_arr,
                                kv_indices, block_table_width, block_table_stride, actual_kv_len_arr,
                                mask_spec(logits_soft_cap, causal_arr, custom_mask, mask_indptr),
@@ -431,7 +433,7 @@ void bind_device(nb::module_& m) {
       .def("plan", &BoundAttention::plan, nb::call_guard<nb::gil_scoped_release>(), "causal"_a, "sm_scale"_a,
            "batch_size"_a, "qo_indptr"_a, "kv_indptr"_a, "kv_len_arr"_a, "kv_indices"_a, "stream"_a,
            "block_table_width"_a = 0, "block_table_stride"_a = 0, "actual_kv_len_arr"_a = 0,
-           "window_lefts"_a = std::vector<int32_t>(), "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0,
+           "window_lefts"_a = std::vector<int32_t>{-1}, "logits_soft_cap"_a = 0.f, "causal_arr"_a = 0,
            "custom_mask"_a = 0, "mask_indptr"_a = 0, "prefix_groups"_a = 0, "num_prefix_groups"_a = 0)
       .def("run", &BoundAttention::run, nb::call_guard<nb::gil_scoped_release>(), "args"_a, "stream"_a,
            "enable_pdl"_a = false)

@@ -158,7 +158,7 @@ DeviceAttention::Impl::Impl(int32_t device_ordinal, const PlanLimits& plan_limit
       shape(attention_shape),
       layout(workspace_layout(plan_limits, attention_shape)),
       costs(attention_shape, calibration),
-      loader(find_kernel(attention_shape, {.is_masked = false, .is_profiled = false}).loader),
+      loader(choose_loader(attention_shape.page_size)),
       workspace(static_cast<unsigned char*>(memory)),
       device(hopper_device(device_ordinal)),
       context(device),

@@ -524,7 +524,7 @@ def test_a_graph_keeps_the_type_of_its_output(
     planned_fp8: onewave.BatchAttention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as capturing:
-        capturing.setattr(planned_fp8, "_is_capturing", lambda: True)
+        capturing.setattr("onewave.attention.is_capturing", lambda device: True)
         planned_fp8.run(**fp8_query_run_arguments())
     with pytest.raises(
         RuntimeError, match="^out_dtype is torch.float16 and was torch.bfloat16; it must stay"
@@ -590,7 +590,7 @@ def test_a_graph_keeps_the_type_of_its_cache(
     planned: onewave.BatchAttention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as capturing:
-        capturing.setattr(planned, "_is_capturing", lambda: True)
+        capturing.setattr("onewave.attention.is_capturing", lambda device: True)
         run_small(planned)
     with pytest.raises(
         RuntimeError, match="^kv_dtype is torch.bfloat16 and was torch.float8_e4m3fn; it must stay"
@@ -612,7 +612,7 @@ def test_a_graph_with_factors_of_groups_sees_masks(
 ) -> None:
     """As one with sinks does: both take the kernel that looks at them."""
     with monkeypatch.context() as capturing:
-        capturing.setattr(planned, "_is_capturing", lambda: True)
+        capturing.setattr("onewave.attention.is_capturing", lambda device: True)
         run_small(planned, **{name: scale})
     if sees_masks:
         planned.plan(**fp8_plan_arguments(), window_left=5)

@@ -473,6 +473,14 @@ def check_bad_construction(path: Path) -> None:
         _core.DeviceAttention(0, limits, wide, 0x1000)
 
 
+def check_windows_are_as_many_as_the_limits_say(path: Path) -> None:
+    FakeDriver(path)
+    step = Step()
+    for window_lefts in ((), (-1, -1)):
+        with pytest.raises(ValueError, match=f"window_lefts has {len(window_lefts)} windows; it must have 1"):
+            step.attention.plan(*step.spec, 0, window_lefts=window_lefts)
+
+
 def check_a_profile_takes_its_kernel(path: Path) -> None:
     fake = FakeDriver(path)
     step = Step()
@@ -554,6 +562,7 @@ def check_kernel_of_another_build(path: Path) -> None:
         check_queries_of_fp8_that_are_refused,
         check_gathered_pages_need_no_map,
         check_bad_construction,
+        check_windows_are_as_many_as_the_limits_say,
         check_a_profile_takes_its_kernel,
         check_no_profiler_for_fp16,
         check_kernel_of_another_build,

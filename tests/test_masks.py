@@ -568,7 +568,7 @@ def test_a_captured_kernel_sees_what_a_later_plan_has(name: str, monkeypatch: py
 
     attention.plan(**(unmasked | captured))
     with monkeypatch.context() as capture:
-        capture.setattr(attention, "_is_capturing", lambda: True)
+        capture.setattr("onewave.attention.is_capturing", lambda device: True)
         run(attention, **options)
     sees_masks = needs_masked_kernel() or "sinks" in options
     try:

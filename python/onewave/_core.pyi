@@ -344,7 +344,7 @@ class DeviceAttention:
         block_table_width: int = 0,
         block_table_stride: int = 0,
         actual_kv_len_arr: int = 0,
-        window_lefts: Sequence[int] = (),
+        window_lefts: Sequence[int] = (-1,),
         logits_soft_cap: float = 0.0,
         causal_arr: int = 0,
         custom_mask: int = 0,

@@ -3,15 +3,15 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from onewave import _core
-from onewave._batch import Batch, make_batch
+from onewave._batch import make_batch
 from onewave._calibration import read_calibration
+from onewave._capture import Captured, is_capturing
 from onewave._engine import CpuEngine, DeviceEngine, Engine
 from onewave._masks import make_masks
 from onewave._ops import call_run, make_handle
@@ -52,21 +52,6 @@ class _Planned(NamedTuple):
     sees_masks: tuple[bool, ...]  # whether a run of each window takes the kernel that looks at them
     logits_soft_cap: float
     use_profiler: bool
-
-
-@dataclass
-class _Captured:
-    """What CUDA graphs have baked in: the most rows that run() was captured with, the fewest pages, and the windows
-    for which it took the kernel that looks at no masks. A replay of one with fewer rows than its batch stops the
-    kernel."""
-
-    num_rows: int
-    num_pages: int
-    unmasked_windows: frozenset[int] = frozenset()
-
-    def include(self, num_rows: int, num_pages: int) -> None:
-        self.num_rows = max(self.num_rows, num_rows)
-        self.num_pages = min(self.num_pages, num_pages)
 
 
 class BatchAttention:
@@ -153,7 +138,7 @@ class BatchAttention:
         self._profiler: Profiler | None = None
         self._engine: Engine | None = None
         self._planned: _Planned | None = None
-        self._captured: _Captured | None = None
+        self._captured: Captured | None = None
         self._checked: CheckedTensors | None = None  # of the last run
         self._shape_arguments: ShapeArguments | None = None
         self._checker: TensorChecker | None = None
@@ -271,7 +256,12 @@ class BatchAttention:
         )
         shape = checker.shape
         scale = 1 / math.sqrt(head_dim_qk) if sm_scale is None else check_positive_float("sm_scale", sm_scale)
-        self._check_capture(shape, use_profiler)
+        if is_capturing(self._device):
+            raise RuntimeError(
+                "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
+            )
+        if self._captured is not None:
+            self._captured.check_shape(shape, use_profiler)
         batch = make_batch(
             self._device,
             qo_indptr,
@@ -294,7 +284,8 @@ class BatchAttention:
             batch.qo_indptr,
             batch.kv_len_arr,
         )
-        self._check_captured(batch, masks.are_seen())
+        if self._captured is not None:
+            self._captured.check_batch(batch, masks.are_seen())
         is_same_shape = self._planned is not None and self._planned.checker.shape == shape
         engine = self._engine if self._engine is not None and is_same_shape else self._make_engine(shape)
         if use_profiler:
@@ -529,13 +520,16 @@ class BatchAttention:
             args.set_scales(*scales)
         if options is not None:
             args.set_options(*options)
+        is_captured = is_capturing(self._device)
         if planned.use_profiler and self._profiler is not None:
             launch = partial(self._engine.run, args, window, enable_pdl)
-            self._profiler.record(args, launch, self._is_capturing(), profiler_buffer)
+            self._profiler.record(args, launch, is_captured, profiler_buffer)
         else:
             self._engine.run(args, window, enable_pdl)
-        if self._is_capturing():
-            self._captured = self._captured or _Captured(checked.num_rows, checked.num_pages)
+        if is_captured:
+            self._captured = self._captured or Captured(
+                planned.checker.shape, planned.use_profiler, checked.num_rows, checked.num_pages
+            )
             self._captured.include(checked.num_rows, checked.num_pages)
             if sinks is None and not planned.sees_masks[window] and not args.is_scaled_by_group:
                 self._captured.unmasked_windows |= {window}
@@ -618,59 +612,6 @@ class BatchAttention:
             self._shape_arguments = arguments
         assert self._checker is not None
         return self._checker
-
-    def _check_capture(self, shape: Shape, use_profiler: bool) -> None:
-        """What a captured graph has baked in may not change, and a graph cannot contain a plan."""
-        if self._is_capturing():
-            raise RuntimeError(
-                "the current stream is capturing; plan() must run outside the capture, and a replay takes the last plan"
-            )
-        if self._captured is None or self._planned is None:
-            return
-        if use_profiler is not self._planned.use_profiler:
-            raise RuntimeError(
-                f"use_profiler is {use_profiler}; it must stay {self._planned.use_profiler}, because run() was captured in a "
-                "CUDA graph with it"
-            )
-        if self._planned.checker.shape == shape:
-            return
-        captured = self._planned.checker.shape
-        changed = [
-            f"{field.name} is {getattr(shape, field.name)} and was {getattr(captured, field.name)}"
-            for field in fields(Shape)
-            if getattr(shape, field.name) != getattr(captured, field.name)
-        ]
-        raise RuntimeError(
-            f"{', '.join(changed)}; it must stay, because run() was captured in a CUDA graph with it"
-        )
-
-    def _check_captured(self, batch: Batch, sees_masks: tuple[bool, ...]) -> None:
-        """A replay takes as many rows as the plan says, of tensors of the capture's size, and its kernel."""
-        if self._captured is None:
-            return
-        if any(sees_masks[window] for window in self._captured.unmasked_windows):
-            raise RuntimeError(
-                "the plan has a window, a soft cap or a custom mask; it must have none, because run() was captured in a "
-                "CUDA graph by a plan without, whose kernel would not see them"
-            )
-        if batch.total_qo_len > self._captured.num_rows:
-            raise ValueError(
-                f"qo_indptr ends at {batch.total_qo_len} query tokens; it must be at most {self._captured.num_rows}, the "
-                "most rows of q, out and lse that run() was captured with in a CUDA graph"
-            )
-        if batch.max_page_id >= self._captured.num_pages:
-            raise ValueError(
-                f"kv_indices has page id {batch.max_page_id}; it must be below {self._captured.num_pages}, the pages of "
-                "the kv_cache that run() was captured with in a CUDA graph"
-            )
-
-    def _is_capturing(self) -> bool:
-        if self._device.type == "cpu":
-            return False
-        if torch.cuda.current_device() == self._device.index:
-            return torch.cuda.is_current_stream_capturing()
-        with torch.cuda.device(self._device):
-            return torch.cuda.is_current_stream_capturing()
 
     def _make_engine(self, shape: Shape) -> Engine:
         core_shape = shape.to_core()

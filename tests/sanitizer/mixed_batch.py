@@ -112,6 +112,31 @@ def run_fp8() -> None:
             print(f"{head_dim=} {page_size=} {dtype} beside fp8, scales {form}: right", flush=True)
 
 
+def run_profiled() -> None:
+    """Runs in two slots, with and without room for all items of a CTA."""
+    for head_dim, page_size, dtype in itertools.product((64, 128, 256), (1, 16), (torch.bfloat16, FP8)):
+        if dtype == FP8 and head_dim == 256:  # there is none
+            continue
+        batch = DenseBatch(
+            LENS, Heads(2, 4, head_dim), dtype, head_dim + page_size, "cpu", FP8 if dtype == FP8 else None
+        )
+        paged = batch.paged(page_size)
+        expected = (batch.dequantised() if dtype == FP8 else batch).expected(True)
+        attention = onewave.BatchAttention(
+            **LIMITS, num_ctas=24, calibration=CALIBRATION_FILE, max_profiled_runs=2, max_profiled_items=2
+        )
+        plan(attention, batch, paged, page_size, True, use_profiler=True)
+        for _ in range(2):
+            run(attention, batch, paged, expected)
+        buffer = torch.zeros(attention.profiler_buffer_size(), dtype=torch.uint8).cuda()
+        run(attention, batch, paged, expected, profiler_buffer=buffer)
+        (whole,) = attention.trace(buffer).runs
+        assert whole.items and whole.num_lost == 0
+        for recorded in attention.trace().runs:
+            assert len(recorded.items) + recorded.num_lost == len(whole.items) and recorded.num_lost > 0
+        print(f"{head_dim=} {page_size=} {dtype} profiled: right", flush=True)
+
+
 def run_row_kernels() -> None:
     keys, values = (torch.randn(20, 2, 128, dtype=torch.bfloat16) for _ in range(2))
     cache = torch.zeros(4, 2, 16, 2, 128, dtype=torch.bfloat16).cuda()
@@ -139,4 +164,5 @@ if __name__ == "__main__":
     run_from_bounds()
     run_masks()
     run_fp8()
+    run_profiled()
     run_row_kernels()
