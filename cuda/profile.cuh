@@ -3,9 +3,12 @@
 /// The profiler of the kernels that have one (ONEWAVE_PROFILED): where the consumers' time goes, item by item
 /// (onewave/profile.h). In the others all of it is empty functions.
 ///
-/// The first thread of each consumer warpgroup counts for all of it. A phase takes its clock from a counter
-/// in shared memory when it begins and gives it back when it ends, so that a loop which has no register to
-/// spare need keep nothing; that thread's warp writes an item's counters out when it is done.
+/// The first thread of each consumer warpgroup counts for all of it. When a phase begins, the clock is added
+/// to one counter in shared memory, when it ends, to another, so that a loop which has no register to spare
+/// need keep nothing; the differences are what the phases took. That thread's warp writes them out when an
+/// item is done. All threads add, the others to words that nobody reads: a condition would be a branch each
+/// time, as an atomic operation is to ptxas, and a clock that is negated is read by way of a uniform
+/// register, which takes ten times as long.
 
 #include "params.h"
 #include "ptx/timer.cuh"
@@ -18,10 +21,18 @@ namespace onewave {
 
 using EntryParams = std::conditional_t<kProfiled, ProfiledParams, KernelParams>;
 
+/// A counter for each warpgroup, and a word for each lane that is none.
+struct ClockSum {
+  uint32_t words[kMaxProfileTracks + 32];
+};
+struct PhaseClocks {
+  ClockSum begins, ends;
+};
+
 /// In shared memory, by warpgroup.
 struct ProfileCounters {
   uint64_t begin_clock;
-  uint32_t cycles[kMaxProfileTracks][kNumProfilePhases];
+  PhaseClocks phases[kNumProfilePhases];
   uint32_t item_begin[kMaxProfileTracks];
   int32_t num_items[kMaxProfileTracks];
 };
@@ -52,9 +63,9 @@ class CountingProfiler {
     const auto& params = static_cast<const ProfiledParams&>(kernel_params);
     constexpr int kWords = sizeof(ProfileCounters) / sizeof(uint32_t);
     constexpr int kClockWords = sizeof(ProfileCounters::begin_clock) / sizeof(uint32_t);
-    static_assert(kWords <= kNumThreads && offsetof(ProfileCounters, begin_clock) == 0);
-    if (threadIdx.x >= kClockWords && threadIdx.x < kWords)
-      reinterpret_cast<uint32_t*>(&counters)[threadIdx.x] = 0;
+    static_assert(offsetof(ProfileCounters, begin_clock) == 0);
+    for (int i = kClockWords + threadIdx.x; i < kWords; i += kNumThreads)
+      reinterpret_cast<uint32_t*>(&counters)[i] = 0;
     if (threadIdx.x > 0) return;
     if (blockIdx.x == 0) {
       *static_cast<ProfileHeader*>(params.profile) = {.magic = kProfileMagic,
@@ -97,13 +108,14 @@ class CountingProfiler {
   template <Kind kKind>
   __device__ __forceinline__ void end_item(const WorkItem& item, int kv_head) const {
     constexpr int kItemWords = sizeof(WorkItem) / sizeof(int32_t);
-    constexpr int kTrackWords = sizeof(ProfileTrack) / sizeof(uint32_t);
-    static_assert(kItemWords + 3 <= 32 && kTrackWords == kNumProfilePhases + 2);
+    static_assert(kItemWords + 3 <= 32 && kNumProfilePhases <= 32);
     if (__shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0) != 0) return;
     const int lane = threadIdx.x % 32;
     __syncwarp();  // what the first lane has counted is there
-    const int n = counters_.num_items[track()];
+    const uint32_t begin = counters_.item_begin[track()];
     const uint32_t end = __shfl_sync(0xffffffff, now(), 0);
+    const uint32_t cycles = lane < kNumProfilePhases ? take_cycles(lane) : 0;
+    const int n = counters_.num_items[track()];
     if (n < params_.max_profile_items) {
       ItemProfile& profile =
           *item_profile(params_.profile, gridDim.x, params_.max_profile_items, blockIdx.x, n);
@@ -114,15 +126,12 @@ class CountingProfiler {
                                                       : kKind == Kind::kWide;
         reinterpret_cast<int32_t*>(&profile)[lane] = word;
       }
-      if (lane < kTrackWords) {
-        const uint32_t word = lane == 0   ? counters_.item_begin[track()]
-                              : lane == 1 ? end
-                                          : counters_.cycles[track()][lane - 2];
-        reinterpret_cast<uint32_t*>(&profile.tracks[track()])[lane] = word;
-      }
+      ProfileTrack& track_profile = profile.tracks[track()];
+      if (lane < kNumProfilePhases) track_profile.cycles[lane] = cycles;
+      if (lane == 0) track_profile.begin = begin;
+      if (lane == 1) track_profile.end = end;
     }
     __syncwarp();
-    if (lane < kNumProfilePhases) counters_.cycles[track()][lane] = 0;
     if (lane == 0) {
       counters_.item_begin[track()] = end;
       counters_.num_items[track()] = n + 1;
@@ -130,16 +139,24 @@ class CountingProfiler {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void begin(ProfilePhase phase) const {
-    ptx::red_add(counter(phase), -ptx::clock32(), counts());
-  }
-  __device__ __forceinline__ void end(ProfilePhase phase) const {
-    ptx::red_add(counter(phase), ptx::clock32(), counts());
-  }
+  __device__ __forceinline__ void begin(ProfilePhase phase) const { add_clock(phases(phase).begins); }
+  __device__ __forceinline__ void end(ProfilePhase phase) const { add_clock(phases(phase).ends); }
 
  private:
-  __device__ __forceinline__ uint32_t* counter(ProfilePhase phase) const {
-    return &counters_.cycles[track()][static_cast<int>(phase)];
+  /// Of all consumer threads.
+  __device__ __forceinline__ static void add_clock(ClockSum& sum) {
+    ptx::red_add(&sum.words[counts() ? track() : kMaxProfileTracks + threadIdx.x % 32], ptx::clock32());
+  }
+  __device__ __forceinline__ PhaseClocks& phases(ProfilePhase phase) const {
+    return counters_.phases[static_cast<int>(phase)];
+  }
+  /// Since it was called last.
+  __device__ __forceinline__ uint32_t take_cycles(int phase) const {
+    uint32_t& begins = counters_.phases[phase].begins.words[track()];
+    uint32_t& ends = counters_.phases[phase].ends.words[track()];
+    const uint32_t cycles = ends - begins;
+    begins = ends = 0;
+    return cycles;
   }
   __device__ __forceinline__ static bool counts() { return threadIdx.x % kWarpgroupThreads == 0; }
   __device__ __forceinline__ static int track() { return threadIdx.x / kWarpgroupThreads - 1; }

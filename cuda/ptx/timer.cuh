@@ -35,16 +35,9 @@ __device__ __forceinline__ uint32_t clock32() {
   return clock;
 }
 
-/// Adds to a counter in shared memory where `adds`, and does not wait for it.
-__device__ __forceinline__ void red_add(uint32_t* counter, uint32_t value, bool adds) {
-  asm volatile(
-      "{\n"
-      ".reg .pred adds;\n"
-      "setp.ne.u32 adds, %2, 0;\n"
-      "@adds red.shared::cta.add.u32 [%0], %1;\n"
-      "}\n" ::"r"(shared_address(counter)),
-      "r"(value), "r"(static_cast<uint32_t>(adds))
-      : "memory");
+/// Adds to a word in shared memory, and does not wait for it.
+__device__ __forceinline__ void red_add(uint32_t* word, uint32_t value) {
+  asm volatile("red.shared::cta.add.u32 [%0], %1;" ::"r"(shared_address(word)), "r"(value) : "memory");
 }
 
 }  // namespace onewave::ptx
