@@ -21,18 +21,17 @@ namespace onewave {
 
 using EntryParams = std::conditional_t<kProfiled, ProfiledParams, KernelParams>;
 
-/// A counter for each warpgroup, and a word for each lane that is none.
-struct ClockSum {
-  uint32_t words[kMaxProfileTracks + 32];
-};
+/// Sums of clocks, by warpgroup: when a phase began and when it ended.
 struct PhaseClocks {
-  ClockSum begins, ends;
+  uint32_t begins[kMaxProfileTracks];
+  uint32_t ends[kMaxProfileTracks];
 };
 
-/// In shared memory, by warpgroup.
+/// In shared memory.
 struct ProfileCounters {
   uint64_t begin_clock;
   PhaseClocks phases[kNumProfilePhases];
+  uint32_t unread[sizeof(phases) / sizeof(uint32_t) + 32];  // the same from any lane's word on
   uint32_t item_begin[kMaxProfileTracks];
   int32_t num_items[kMaxProfileTracks];
 };
@@ -139,21 +138,24 @@ class CountingProfiler {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void begin(ProfilePhase phase) const { add_clock(phases(phase).begins); }
-  __device__ __forceinline__ void end(ProfilePhase phase) const { add_clock(phases(phase).ends); }
+  __device__ __forceinline__ void begin(ProfilePhase phase) const {
+    add_clock(offsetof(PhaseClocks, begins), phase);
+  }
+  __device__ __forceinline__ void end(ProfilePhase phase) const {
+    add_clock(offsetof(PhaseClocks, ends), phase);
+  }
 
  private:
-  /// Of all consumer threads.
-  __device__ __forceinline__ static void add_clock(ClockSum& sum) {
-    ptx::red_add(&sum.words[counts() ? track() : kMaxProfileTracks + threadIdx.x % 32], ptx::clock32());
-  }
-  __device__ __forceinline__ PhaseClocks& phases(ProfilePhase phase) const {
-    return counters_.phases[static_cast<int>(phase)];
+  /// By all consumer threads.
+  __device__ __forceinline__ void add_clock(int offset, ProfilePhase phase) const {
+    uint32_t* words = counts() ? &counters_.phases[0].begins[track()] : &counters_.unread[threadIdx.x % 32];
+    const int bytes = offset + static_cast<int>(phase) * static_cast<int>(sizeof(PhaseClocks));
+    ptx::red_add(words + bytes / sizeof(uint32_t), ptx::clock32());
   }
   /// Since it was called last.
   __device__ __forceinline__ uint32_t take_cycles(int phase) const {
-    uint32_t& begins = counters_.phases[phase].begins.words[track()];
-    uint32_t& ends = counters_.phases[phase].ends.words[track()];
+    uint32_t& begins = counters_.phases[phase].begins[track()];
+    uint32_t& ends = counters_.phases[phase].ends[track()];
     const uint32_t cycles = ends - begins;
     begins = ends = 0;
     return cycles;
