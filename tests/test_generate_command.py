@@ -11,7 +11,7 @@ import pytest
 import torch
 from needs import needed_module
 from onewave._cli import main
-from onewave._cli.generate_check import compare
+from onewave._cli.generate_check import check_tokens, count_equal
 from test_cli import row
 from transformers_models import make_model, make_prompts, plain_outputs, transformers
 
@@ -51,7 +51,10 @@ def test_random_model(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [float(row(printed, f"  {name}").partition("%")[0]) for name in ("plan", "append", "run")]
     whole = float(row(printed, "attention, of the time").partition("%")[0])
     assert sum(parts) == pytest.approx(whole, abs=0.2) and 0 < whole < 100
-    assert "15 of 15 tokens are equal to sdpa's\nThe tokens are right." in printed
+    assert (
+        "15 of 15 tokens are equal to sdpa's, up to a request's first difference\n"
+        "15 of 15 have the largest logit in float64 by sdpa on the tokens before\nThe tokens are right."
+    ) in printed
 
 
 def test_seed_and_dtype(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +75,7 @@ def test_a_wrong_scale_is_found(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert main(["generate", *FEW, "--check"]) == 1
     printed = capsys.readouterr().out
     assert "The tokens are WRONG." in printed
-    assert re.search(r"request \d, token \d: the reference's logits of the two tokens are ", printed)
+    assert re.search(r"request \d, token \d: \S+ below the largest; rounding explains ", printed)
 
 
 @pytest.fixture(scope="module")
@@ -137,25 +140,24 @@ def test_a_model_that_the_reference_cannot_run(tmp_path: Path, capsys: pytest.Ca
     )
 
 
-def test_compare() -> None:
-    """The rule itself, in float32: another token of the same logit is right, the next best one is not."""
+def test_the_rule() -> None:
+    """In float32: another token of the same logit is right, the next best one is not."""
     model = make_model("Qwen2")
     prompts = make_prompts((6, 9))
     outputs = plain_outputs(model, prompts, 4)
-    same = compare(model, prompts, outputs, outputs)
-    assert same.is_right and (same.num_tokens, same.num_equal, same.differences) == (8, 8, [])
-    token = outputs[1][2]
+    same = check_tokens(model, prompts, outputs, "sdpa")
+    assert (same.num_tokens, same.num_largest, same.wrong) == (8, 8, [])
+    token = outputs[1][3]
     twin = next(i for i in range(model.config.vocab_size) if i not in {*outputs[0], *outputs[1]})
-    others = [outputs[0], [*outputs[1][:2], twin, outputs[1][3]]]
-    wrong = compare(model, prompts, others, outputs)
-    assert not wrong.is_right and wrong.num_equal == 6
-    assert [(difference.request, difference.position) for difference in wrong.differences] == [(1, 2)]
+    others = [outputs[0], [*outputs[1][:3], twin]]
+    assert count_equal(others, outputs) == 7
+    wrong = check_tokens(model, prompts, others, "sdpa")
+    assert wrong.num_largest == 7
+    assert [(token.request, token.position) for token in wrong.wrong] == [(1, 3)]
     with torch.no_grad():
         model.lm_head.weight[twin] = model.lm_head.weight[token]
-    tied = compare(model, prompts, others, outputs)
-    assert (
-        tied.is_right and tied.num_equal == 6 and tied.differences[0].gap <= tied.differences[0].bound < 1e-3
-    )
+    tied = check_tokens(model, prompts, others, "sdpa")
+    assert tied.wrong == [] and tied.worst[1].gap <= tied.worst[1].bound < 1e-3
 
 
 def run(*command: str) -> str:
