@@ -45,6 +45,16 @@ def test_a_workload_with_a_shared_prefix_is_planned_with_it() -> None:
     assert float(row(done.stdout, "of the time wide, split").rstrip("%")) > 20
 
 
+def test_a_workload_with_a_window_is_planned_with_it() -> None:
+    """Requests of 32768 keys that see 1024 take as long as those of 1024."""
+    makespans = []
+    for name in ("decode_b128_32k_window1k", "decode_b128_1k"):
+        done = run_cli_here("plan", "--workload", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        makespans.append(float(row(done.stdout, "predicted makespan").split()[0]))
+    assert makespans[0] == pytest.approx(makespans[1], rel=0.1)
+
+
 def test_the_picture_has_a_bar_for_every_item(tmp_path: Path) -> None:
     png, svg = tmp_path / "plan.png", tmp_path / "folder" / "plan.svg"
     done = run_cli_here("plan", "3000:1x40", "2000:2000", "--output", str(png), "--output", str(svg))

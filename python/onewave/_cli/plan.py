@@ -110,6 +110,8 @@ def plan_workload(workload: Workload, calibration: _core.Calibration) -> bytes:
         batch_size,
         *addresses,
         costs,
+        window_left=workload.window_left,
+        logits_soft_cap=workload.logits_soft_cap,
         **prefix_arguments(prefix_groups),
     )
 
