@@ -96,3 +96,4 @@ def test_a_file_that_holds_no_batch(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     done = run_cli_here("plan", "--json", str(file))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    assert f"{file}: " in done.stdout.replace("\n", "")

@@ -71,10 +71,15 @@ def _parse(texts: Sequence[str]) -> list[Request]:
 
 def _read_json(path: Path) -> list[Request]:
     text = sys.stdin.read() if path == Path("-") else path.read_text()
-    pairs = json.loads(text)
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{path} must hold a list of [kv_len, qo_len]")
-    return [_request(*pair) for pair in pairs]
+    try:
+        pairs = json.loads(text)
+        if not isinstance(pairs, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in pairs
+        ):
+            raise ValueError("it must hold a list of [kv_len, qo_len]")
+        return [_request(*pair) for pair in pairs]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _request(kv_len: Any, qo_len: Any) -> Request:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import onewave
+from onewave import _core
 from onewave._cli.step import cpu_step, gpu_step
 from onewave._plan_records import ctas_of, header_of
 from onewave.bench.ceilings import device_ceilings
@@ -21,6 +22,7 @@ from onewave.bench.workload import Workload
 # Absolute, in units of log2.
 MAX_LSE_ERROR = 1e-3
 NUM_RUNS = 20
+CAPTION = "narrow items read keys for up to 32 rows of queries, wide ones multiply 128 rows; each CTA has an SM of its own"
 
 
 def run_demo(device: str | None, seed: int) -> int:
@@ -43,7 +45,8 @@ def run_demo(device: str | None, seed: int) -> int:
     out = torch.full_like(tensors.q, torch.nan)
     lse = torch.full(tensors.q.shape[:2], torch.nan, device=device)
     attention.run(tensors.q, tensors.kv_cache, out=out, lse=lse)
-    console.print(_plan_table(attention.plan_bytes(), plan_us))
+    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
+    console.print(_plan_table(attention.plan_bytes(), plan_us, _core.calibration_of(gpu).gpu))
     out_error, lse_error = _errors(tensors, out, lse)
     is_right = out_error <= MAX_RELATIVE_ERROR and lse_error <= MAX_LSE_ERROR
     if device == "cuda":
@@ -114,16 +117,17 @@ def _errors(tensors: BatchTensors, out: torch.Tensor, lse: torch.Tensor) -> tupl
     return relative_error(out, expected_out), lse_error.nan_to_num(torch.inf).item()
 
 
-def _plan_table(plan: bytes, plan_us: float) -> Table:
+def _plan_table(plan: bytes, plan_us: float, gpu: str) -> Table:
+    """`gpu`: whose costs it was planned with."""
     header, ctas = header_of(plan), ctas_of(plan)
     predicted_us = [cta["predicted_us"] for cta in ctas]
     makespan_us, mean_us = max(predicted_us), statistics.fmean(predicted_us)
-    table = Table("", "", title="plan", show_header=False)
+    table = Table("", "", title="plan", show_header=False, caption=CAPTION)
     table.add_row("CTAs", f"{len(ctas)}")
     num_narrow = header["wide_begin"]
     table.add_row("items", f"{num_narrow} narrow, {header['num_items'] - num_narrow} wide")
     table.add_row("tiles split over several items", f"{header['num_split_tiles']}")
-    table.add_row("predicted makespan", f"{makespan_us:.1f} us")
+    table.add_row("predicted makespan", f"{makespan_us:.1f} us on {gpu}")
     table.add_row("predicted makespan over mean", f"{makespan_us / mean_us:.3f}")
     table.add_row("bytes", f"{header['num_bytes']}")
     table.add_row("time of plan()", _duration(plan_us))

@@ -61,6 +61,10 @@ KERNEL_COLUMNS = (
     "kernels",
     "KiB",
 )
+KERNEL_CAPTION = (
+    "tma: of page sizes that are a power of two from 8 on; gather: of the others. plain: causal or all keys; masked: windows, "
+    "soft caps, sinks, custom masks and scales of groups of tokens too; profiled: of trace(), bfloat16 and some of fp8 alone"
+)
 
 
 def kernel_rows() -> list[tuple[str, ...]]:
@@ -99,7 +103,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _kernel_table() -> Table:
-    table = Table(*KERNEL_COLUMNS, title="kernels inside")
+    table = Table(*KERNEL_COLUMNS, title="kernels inside", caption=KERNEL_CAPTION)
     for row in kernel_rows():
         table.add_row(*row)
     return table
