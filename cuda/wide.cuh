@@ -248,7 +248,9 @@ class WideConsumer {
     scale(scores, rows, exponents);
     profiler_.end(ProfilePhase::kSoftmax);
     take_turn();
+    profiler_.begin(ProfilePhase::kProducts);  // issued when those before let them
     issue_scores(scores);
+    profiler_.end(ProfilePhase::kProducts);
     ptx::fence_registers(exponents);
     if (kGroupScales) wait_values();
     profiler_.begin(ProfilePhase::kSoftmax);
