@@ -1,7 +1,7 @@
 """Writes what the pages of this folder quote: `python3 docs/refresh.py`, beside an installed onewave[bench].
 
 The tables of plan_format.md come from plan_format.h and the offsets of the library, the outputs and pictures of
-scheduler.md from the commands that it shows, the times of tuning.md from the records that their comments name.
+scheduler.md from the commands that it shows, times of tuning.md and profiling.md from the records that their comments name.
 tests/test_docs.py fails where something is out of date.
 """
 
@@ -27,6 +27,7 @@ def main() -> None:
         ("plan_format.md", with_fields),
         ("scheduler.md", with_outputs),
         ("tuning.md", with_times),
+        ("profiling.md", with_times),
     ):
         page = DOCS / name
         page.write_text(refresh(page.read_text()))

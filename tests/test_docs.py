@@ -81,7 +81,12 @@ def test_the_tables_of_records_are_those_of_the_library() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "refreshed"), [("plan_format.md", refresh.with_fields), ("tuning.md", refresh.with_times)]
+    ("name", "refreshed"),
+    [
+        ("plan_format.md", refresh.with_fields),
+        ("tuning.md", refresh.with_times),
+        ("profiling.md", refresh.with_times),
+    ],
 )
 def test_what_pages_quote_is_up_to_date(name: str, refreshed: Callable[[str], str]) -> None:
     """Outputs of commands are compared where the blocks run."""

@@ -21,6 +21,8 @@ from onewave.integrations.transformers import (
 )
 
 REFERENCE = "sdpa"
+# Of the progress bar.
+REFRESH_S = 0.1
 # Of a model with a tokenizer.
 NUM_SHOWN_TEXTS = 3
 
@@ -162,15 +164,19 @@ def _generate(loaded: Loaded, attention: str, max_new_tokens: int, console: Cons
         )
         lens = [0] * num_requests
         finished = 0
-        begin = time.perf_counter()
+        begin = shown = time.perf_counter()
 
         def show(request: int, output: Any) -> None:
-            nonlocal finished
+            # Some times a second: the thread that generates waits for what this one holds, Python's lock.
+            nonlocal finished, shown
             lens[request] = len(output.generated_tokens)
             finished += output.is_finished()
-            num_tokens = sum(lens)
-            rate = num_tokens / (time.perf_counter() - begin)
-            progress.update(task, completed=num_tokens, done=f"{finished}/{num_requests}", rate=rate)
+            now = time.perf_counter()
+            if finished == num_requests or now - shown > REFRESH_S:
+                shown = now
+                num_tokens = sum(lens)
+                rate = num_tokens / (now - begin)
+                progress.update(task, completed=num_tokens, done=f"{finished}/{num_requests}", rate=rate)
 
         outputs = generate_batch(
             loaded.model,
