@@ -28,6 +28,8 @@ struct Scratch {
   std::vector<const WorkItem*> narrow_begins;  ///< of each load
   WideScratch wide;
   Schedule schedule;
+  Schedule unscheduled;  ///< before the tiles, and by another share of narrow CTAs
+  Schedule other_schedule;
   PlanMasks masks;
   Prefixes prefixes;
 };
@@ -170,6 +172,33 @@ void add_tiles(const BatchSpec& batch, int32_t group_size, int32_t request, Scra
   }
 }
 
+/// Where the makespan is above its prediction by more than this part, the share was not chosen well.
+constexpr double kPredictedWell = 1.02;
+
+/// All tiles, `rule`: by fixed splits.
+void schedule_tiles(const CostModel& costs, const ChunkRule* rule, Scratch& scratch) {
+  const std::vector<Tile>& narrow_tiles = scratch.narrow_tiles;
+  const LineWork work = sum_work(narrow_tiles);
+  const LineWork wide_work = sum_work(scratch.wide_tiles);
+  Schedule& schedule = scratch.schedule;
+  const auto schedule_with = [&](int num_narrow_ctas) {
+    if (!narrow_tiles.empty()) schedule_narrow(narrow_tiles, work, costs, rule, num_narrow_ctas, schedule);
+    schedule_wide(scratch.wide_tiles, wide_work, costs, rule == nullptr, scratch.wide, schedule);
+  };
+  NarrowShare share;
+  if (!narrow_tiles.empty())
+    share = choose_narrow_share(work, wide_work, costs, static_cast<int>(schedule.ctas.size()));
+  const bool has_another = share.balanced_num_ctas != share.num_ctas;
+  if (has_another) scratch.unscheduled = schedule;
+  schedule_with(share.num_ctas);
+  if (!has_another || makespan_us(schedule.ctas) <= kPredictedWell * share.makespan_us) return;
+  std::swap(schedule, scratch.other_schedule);
+  schedule = scratch.unscheduled;
+  schedule_with(share.balanced_num_ctas);
+  if (makespan_us(scratch.other_schedule.ctas) <= makespan_us(schedule.ctas))
+    std::swap(schedule, scratch.other_schedule);
+}
+
 void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostModel& costs,
                    Scratch& scratch) {
   scratch.narrow_tiles.clear();
@@ -183,15 +212,13 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   for (int32_t request = 0; request < batch.batch_size; ++request)
     add_tiles(batch, group_size, request, scratch);
   scratch.prefixes.add_tiles(batch, scratch.narrow_tiles, scratch.wide_tiles, scratch.schedule);
-  const LineWork wide_work = sum_work(scratch.wide_tiles);
   if (limits.split_policy == SplitPolicy::kFixed) {
     const ChunkRule rule(limits, batch.shape);
-    schedule_narrow(scratch.narrow_tiles, wide_work, costs, &rule, scratch.schedule);
-    schedule_wide(scratch.wide_tiles, wide_work, costs, false, scratch.wide, scratch.schedule);
+    schedule_tiles(costs, &rule, scratch);
   } else {
-    choose_heads_per_step(batch.shape, wide_work, costs, limits.num_ctas, scratch.narrow_tiles);
-    schedule_narrow(scratch.narrow_tiles, wide_work, costs, nullptr, scratch.schedule);
-    schedule_wide(scratch.wide_tiles, wide_work, costs, true, scratch.wide, scratch.schedule);
+    choose_heads_per_step(batch.shape, sum_work(scratch.wide_tiles), costs, limits.num_ctas,
+                          scratch.narrow_tiles);
+    schedule_tiles(costs, nullptr, scratch);
     scratch.prefixes.place_partials(scratch.schedule);
   }
 }
@@ -350,6 +377,12 @@ void Schedule::reset(int32_t num_ctas) {
   split_tiles.clear();
   num_partial_rows = 0;
   num_narrow_ctas = 0;
+}
+
+double makespan_us(const std::vector<CtaLoad>& ctas) {
+  double most_us = 0;
+  for (const CtaLoad& load : ctas) most_us = std::max(most_us, load.us);
+  return most_us;
 }
 
 SplitTile new_split_tile(const Tile& tile, int32_t kv_head) {

@@ -17,6 +17,7 @@
 #include <onewave/planner.h>
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -154,9 +155,22 @@ class ChunkRule;  // planner_chunks.h
 void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_work, const CostModel& costs,
                            int num_ctas, std::vector<Tile>& tiles);
 
-/// Lays the line of narrow units over some number of CTAs, chosen here, and cuts it where their shares end,
-/// or where the rule says, if there is one. `wide_work`: what all CTAs share afterwards.
-void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
-                     const ChunkRule* rule, Schedule& schedule);
+/// How many CTAs begin with narrow work.
+struct NarrowShare {
+  int num_ctas = 1;  ///< for which the whole step is predicted to end first, and when
+  double makespan_us = INFINITY;
+  int balanced_num_ctas = 1;  ///< the same if wide units could be cut for nothing
+};
+
+/// `wide_work`: what all CTAs share afterwards.
+NarrowShare choose_narrow_share(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
+                                int max_num_ctas);
+
+/// Lays the line of narrow units over so many CTAs and cuts it where their shares end, or where the rule
+/// says, if there is one. `work`: of the tiles.
+void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& costs,
+                     const ChunkRule* rule, int num_ctas, Schedule& schedule);
+
+double makespan_us(const std::vector<CtaLoad>& ctas);
 
 }  // namespace onewave::planner

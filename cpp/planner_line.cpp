@@ -151,6 +151,12 @@ double LineWork::typical_us(const KindCosts& costs) const {
   return costs[typical_class].start_us + typical_unit_steps * costs[typical_class].step_us;
 }
 
+double LineWork::num_whole_units() const { return std::accumulate(num_units.begin(), num_units.end(), 0.0); }
+
+double LineWork::shortest_us(const KindCosts& costs) const {
+  return costs[typical_class].start_us + shortest_unit_steps * costs[typical_class].step_us;
+}
+
 double LineWork::boundary_us(const KindCosts& costs) const {
   const UnitCosts& typical = costs[typical_class];
   return typical_unit_steps >= 2 * typical.min_piece() ? typical.cut_us() : 0;
@@ -159,14 +165,19 @@ double LineWork::boundary_us(const KindCosts& costs) const {
 LineWork sum_work(const std::vector<Tile>& tiles) {
   LineWork work;
   double sum_of_squares = 0;
+  double shortest = INFINITY;
   for (const Tile& tile : tiles) {
     const double length = num_steps(tile);
     work.num_units[tile.cost_class] += num_units(tile);
     work.num_steps[tile.cost_class] += length * num_units(tile);
     sum_of_squares += length * length * num_units(tile);
+    if (length > 0) shortest = std::min(shortest, length);
   }
   const double all_steps = std::accumulate(work.num_steps.begin(), work.num_steps.end(), 0.0);
-  if (all_steps > 0) work.typical_unit_steps = sum_of_squares / all_steps;
+  if (all_steps > 0) {
+    work.typical_unit_steps = sum_of_squares / all_steps;
+    work.shortest_unit_steps = shortest;
+  }
   work.typical_class = static_cast<int>(std::max_element(work.num_steps.begin(), work.num_steps.end()) -
                                         work.num_steps.begin());
   return work;

@@ -47,12 +47,15 @@ KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_c
 struct LineWork {
   std::array<double, kNumCostClasses> num_units{};
   std::array<double, kNumCostClasses> num_steps{};
-  double typical_unit_steps = 0;  ///< length of the unit that the average step belongs to
-  int typical_class = 0;          ///< that has most steps
+  double typical_unit_steps = 0;   ///< length of the unit that the average step belongs to
+  double shortest_unit_steps = 0;  ///< of those with keys
+  int typical_class = 0;           ///< that has most steps
 
+  double num_whole_units() const;
   double whole_us(const KindCosts& costs) const;
   /// Of one unit of typical length.
   double typical_us(const KindCosts& costs) const;
+  double shortest_us(const KindCosts& costs) const;
   /// What a boundary between CTAs costs on average: nothing where units are too short to be cut.
   double boundary_us(const KindCosts& costs) const;
 };

@@ -1,5 +1,5 @@
 /// The narrow kind: memory-bound units. Their line goes to as many CTAs as make the whole step end first: a
-/// few CTAs draw most of the memory's bandwidth, and the others multiply meanwhile.
+/// few CTAs draw most of the memory's bandwidth, and the others multiply meanwhile, in rounds of whole units.
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +11,7 @@
 #include "planner_chunks.h"
 #include "planner_internal.h"
 #include "planner_line.h"
+#include "planner_wide.h"
 
 namespace onewave::planner {
 namespace {
@@ -21,28 +22,6 @@ double predict_us(const LineWork& work, const KindCosts& costs, int num_ctas) {
   const UnitCosts& typical = costs[work.typical_class];
   const double shortest = std::min<double>(work.typical_unit_steps, typical.min_piece());
   return std::max(shared_us, typical.start_us + shortest * typical.step_us);
-}
-
-/// The number of CTAs for which the whole step, narrow and then wide, is predicted to end first.
-int choose_num_ctas(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
-                    int max_num_ctas) {
-  const auto sum = [](const auto& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); };
-  const double useful =
-      std::clamp(std::max(sum(work.num_steps), sum(work.num_units)), 1.0, 1.0 * max_num_ctas);
-  int best = 1;
-  double best_us = INFINITY;
-  for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {
-    const double narrow_us = predict_us(work, narrow_unit_costs(costs, num_ctas), num_ctas);
-    const KindCosts wide_costs = wide_unit_costs(costs, max_num_ctas, num_ctas);
-    const double all_us = num_ctas * narrow_us + wide_work.whole_us(wide_costs);
-    const double last_us = narrow_us + (num_ctas == max_num_ctas ? wide_work.typical_us(wide_costs) : 0);
-    const double makespan_us = std::max(last_us, all_us / max_num_ctas);
-    if (makespan_us < best_us) {
-      best = num_ctas;
-      best_us = makespan_us;
-    }
-  }
-  return best;
 }
 
 /// About as many, before it is known how the work will be cut: the narrow part of all work.
@@ -111,11 +90,40 @@ void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_wor
   }
 }
 
-void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& wide_work, const CostModel& costs,
-                     const ChunkRule* rule, Schedule& schedule) {
-  if (tiles.empty()) return;
-  const LineWork work = sum_work(tiles);
-  const int num_ctas = choose_num_ctas(work, wide_work, costs, static_cast<int>(schedule.ctas.size()));
+NarrowShare choose_narrow_share(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
+                                int max_num_ctas) {
+  const auto sum = [](const auto& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); };
+  const double useful =
+      std::clamp(std::max(sum(work.num_steps), sum(work.num_units)), 1.0, 1.0 * max_num_ctas);
+  const bool has_wide_work = sum(wide_work.num_units) > 0;
+  NarrowShare share;
+  double balanced_us = INFINITY;
+  for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {
+    const double narrow_us = predict_us(work, narrow_unit_costs(costs, num_ctas), num_ctas);
+    const KindCosts wide_costs = wide_unit_costs(costs, max_num_ctas, num_ctas);
+    const double all_us = num_ctas * narrow_us + wide_work.whole_us(wide_costs);
+    const double last_us = narrow_us + (num_ctas == max_num_ctas ? wide_work.typical_us(wide_costs) : 0);
+    double makespan_us = std::max(last_us, all_us / max_num_ctas);
+    if (makespan_us < balanced_us) {
+      share.balanced_num_ctas = num_ctas;
+      balanced_us = makespan_us;
+    }
+    if (makespan_us >= share.makespan_us) continue;
+    if (has_wide_work) {
+      const double wide_us =
+          predict_wide_us(wide_work, wide_costs, max_num_ctas - num_ctas, num_ctas, narrow_us);
+      makespan_us = std::max(makespan_us, wide_us);
+    }
+    if (makespan_us < share.makespan_us) {
+      share.num_ctas = num_ctas;
+      share.makespan_us = makespan_us;
+    }
+  }
+  return share;
+}
+
+void schedule_narrow(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& costs,
+                     const ChunkRule* rule, int num_ctas, Schedule& schedule) {
   schedule.num_narrow_ctas = num_ctas;
   const KindCosts unit_costs = narrow_unit_costs(costs, num_ctas);
   if (rule != nullptr) {

@@ -148,10 +148,9 @@ void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
   }
 }
 
-double makespan_us(const std::vector<CtaLoad>& ctas) {
-  double most_us = 0;
-  for (const CtaLoad& load : ctas) most_us = std::max(most_us, load.us);
-  return most_us;
+/// The longest makespan of whole units that is not worth a cut.
+double worth_a_cut_us(double balanced_us, double cut_us, bool has_streams) {
+  return (has_streams ? kTurnGain : 1) * std::max(kTolerance * balanced_us, balanced_us + cut_us);
 }
 
 double mean_us(const std::vector<CtaLoad>& ctas) {
@@ -173,6 +172,32 @@ KindCosts wide_unit_costs(const CostModel& costs, int num_ctas, int num_narrow_c
   return by_class;
 }
 
+double predict_wide_us(const LineWork& work, const KindCosts& costs, int num_ctas, int num_late_ctas,
+                       double late_us) {
+  const double all_us = work.whole_us(costs);
+  const double num_units = work.num_whole_units();
+  const double unit_us = all_us / num_units;
+  const double mean_us = (all_us + num_late_ctas * late_us) / (num_ctas + num_late_ctas);
+  const double balanced_us = all_us <= num_ctas * late_us ? all_us / num_ctas : mean_us;
+  double rounds = std::floor(balanced_us / unit_us);
+  double late_rounds = std::max(std::floor((balanced_us - late_us) / unit_us), 0.0);
+  double missing = num_units - num_ctas * rounds - num_late_ctas * late_rounds;
+  double whole_us = balanced_us;
+  while (missing > 1e-6 * num_units) {
+    const double next_us = num_ctas > 0 ? (rounds + 1) * unit_us : INFINITY;
+    const double next_late_us = late_us + (late_rounds + 1) * unit_us;
+    const bool is_late = next_late_us < next_us;
+    const int num_next = is_late ? num_late_ctas : num_ctas;
+    const double part = std::min(missing / num_next, 1.0);
+    whole_us = std::min(next_us, next_late_us) - (1 - part) * (unit_us - work.shortest_us(costs));
+    ++(is_late ? late_rounds : rounds);
+    missing -= num_next;
+  }
+  const double cut_us = costs[work.typical_class].cut_us();
+  if (whole_us > worth_a_cut_us(mean_us, cut_us, true)) whole_us = std::min(whole_us, balanced_us + cut_us);
+  return std::max(whole_us, balanced_us);
+}
+
 void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,
                    bool may_split, WideScratch& scratch, Schedule& schedule) {
   if (tiles.empty()) return;
@@ -187,10 +212,8 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   if (!may_split) return;
   const double whole_us = makespan_us(schedule.ctas);
   const double balanced_us = mean_us(schedule.ctas);
-  const double cut_us = costs[work.typical_class].cut_us();
-  const double gain = has_streams ? kTurnGain : 1;
-  const double worth_a_cut_us = gain * std::max(kTolerance * balanced_us, balanced_us + cut_us);
-  if (whole_us <= std::max(worth_a_cut_us, makespan_us(scratch.narrow_loads))) return;
+  const double tolerated_us = worth_a_cut_us(balanced_us, costs[work.typical_class].cut_us(), has_streams);
+  if (whole_us <= std::max(tolerated_us, makespan_us(scratch.narrow_loads))) return;
 
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
@@ -200,7 +223,7 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   schedule.ctas = scratch.narrow_loads;
   cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
-  if (gain * makespan_us(schedule.ctas) < whole_us) return;
+  if ((has_streams ? kTurnGain : 1) * makespan_us(schedule.ctas) < whole_us) return;
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
   schedule.split_tiles.resize(num_narrow_splits);

@@ -22,6 +22,12 @@ struct WideScratch {
   std::vector<CtaLoad> whole_loads;
 };
 
+/// When `num_ctas` CTAs that begin at once and `num_late_ctas` that stream until `late_us` have done the wide
+/// work as schedule_wide() would give it to them: in rounds of whole units of average length, longest first,
+/// so that the last round, if it is not full, has the shortest; or cut.
+double predict_wide_us(const LineWork& work, const KindCosts& costs, int num_ctas, int num_late_ctas,
+                       double late_us);
+
 /// In turns into the queue, from which the CTA that is done first takes the next; splits units where that
 /// does not balance, if they may be. `work`: of the tiles.
 void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const CostModel& model,

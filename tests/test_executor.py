@@ -255,7 +255,7 @@ def test_a_merge_record_may_have_several_kv_heads(seed: int) -> None:
     """As the format allows: the plan of one kv head, its records widened to three."""
     num_kv_heads = 3
     wide = DenseBatch(
-        [Lens(5000, 1), Lens(2000, 100)], Heads(num_kv_heads, 4, 64), torch.float32, seed, "cpu"
+        [Lens(9000, 1, 2), Lens(2000, 100)], Heads(num_kv_heads, 4, 64), torch.float32, seed, "cpu"
     )
     narrow = DenseBatch(wide.lens, Heads(1, 4, 64), torch.float32, seed, "cpu")
     paged = wide.paged(16)

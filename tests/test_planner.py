@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onewave import _core
+from onewave._cli.plan import plan_workload, predict_workload
+from onewave.bench.workloads import WORKLOADS
 from onewave.plan_format import Plan
 from plan_checks import Batch, check_plan, check_request
 
@@ -236,6 +239,15 @@ def test_narrow_work_leaves_sms_to_wide_work() -> None:
     plan = Batch([(8192, 1)] * 64 + [(8192, 8192)]).plan()
     has_narrow = plan.ctas["narrow_end"] > plan.ctas["narrow_begin"]
     assert 0 < has_narrow.sum() < 132
+
+
+def test_whole_wide_units_fill_their_rounds() -> None:
+    """Of 128 units of about equal length each CTA that is left to them takes as many: one more for some would end last."""
+    workload = WORKLOADS["scaling/chunk/decode_b64_8k_chunk512"]
+    calibration = _core.calibration_of("NVIDIA H100 80GB HBM3")
+    bars = predict_workload(plan_workload(workload, calibration), workload, calibration)
+    units = Counter(bar.cta for bar in bars if bar.kind == "wide")
+    assert sum(units.values()) == 128 and set(units.values()) == {4}
 
 
 def test_beside_wide_work_a_few_ctas_stream_heads_together() -> None:
