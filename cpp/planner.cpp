@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numbers>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -223,9 +224,36 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   }
 }
 
-/// The load that a CTA gets. CTAs 2 i and 2 i + 1 run on two SMs that share a port to the memory: the first
-/// loads, which stream, go to the even ones, so that each has a port with a CTA that multiplies, or none.
-int32_t load_of_cta(int32_t cta, int32_t num_ctas) { return cta % 2 == 0 ? cta / 2 : (num_ctas + cta) / 2; }
+/// The load that each CTA gets. CTAs 2 i and 2 i + 1 run on two SMs that share a port to the memory: the
+/// first loads, which stream, go to the even ones, so that each has a port with a CTA that multiplies, or
+/// none. Of the even ones, and then of the odd ones, neighbours run in one cluster of SMs, which share
+/// another: loads that follow each other go to places a golden section apart, so that any number of the first
+/// lie evenly.
+class LoadPlaces {
+ public:
+  explicit LoadPlaces(int32_t num_ctas)
+      : num_even_((num_ctas + 1) / 2),
+        num_odd_(num_ctas / 2),
+        even_stride_(stride(num_even_)),
+        odd_stride_(stride(num_odd_)) {}
+
+  int32_t load_of(int32_t cta) const {
+    const int64_t place = cta / 2;
+    return static_cast<int32_t>(cta % 2 == 0 ? place * even_stride_ % num_even_
+                                             : num_even_ + place * odd_stride_ % num_odd_);
+  }
+
+ private:
+  /// Prime to `count`, so that multiples of it are all places.
+  static int32_t stride(int32_t count) {
+    auto stride = static_cast<int32_t>(count / std::numbers::phi);
+    while (std::gcd(stride, count) > 1) ++stride;
+    return stride;
+  }
+
+  int32_t num_even_, num_odd_;
+  int32_t even_stride_, odd_stride_;
+};
 
 /// The CTA records and all items. Idle CTAs begin with the first wide items; returns how many do, and how
 /// many CTAs have work.
@@ -244,8 +272,9 @@ std::pair<int32_t, int32_t> write_items(const Schedule& schedule, double launch_
   int32_t num_first_items = 0;
   int32_t num_working = 0;
   const auto num_ctas = static_cast<int32_t>(schedule.ctas.size());
+  const LoadPlaces places(num_ctas);
   for (int32_t cta = 0; cta < num_ctas; ++cta) {
-    const int32_t index = load_of_cta(cta, num_ctas);
+    const int32_t index = places.load_of(cta);
     const CtaLoad& load = schedule.ctas[index];
     const int32_t narrow_end = position + load.num_narrow_items;
     std::copy_n(narrow_begins[index], load.num_narrow_items, items + position);
