@@ -41,6 +41,11 @@ constexpr double kHeadsTogetherGain = 0.01;
 constexpr double kMergeRowUs = 0.1;
 constexpr double kMergeSplits = 4;
 
+/// What a unit of a request that shares prefixes takes beside its start and its split: its own keys are few,
+/// so nothing hides its stores and its arrival. Profiles of an H100 have 3 to 4; half of it gave the better
+/// times (bench/NOTES.md).
+constexpr double kMergedUnitUs = 1.75;
+
 /// A CTA's share begins with the rest of a cut unit and ends with the start of another. Both first: their
 /// merges then fall into the time of the others. (Whole units that are merged with shared prefixes may move
 /// too, which does no harm.)
@@ -64,6 +69,7 @@ KindCosts narrow_unit_costs(const CostModel& costs, int num_ctas) {
                    .split_us = costs.split_us()};
   }
   add_merged_classes(by_class);
+  for (int i = 0; i < kNumRowClasses; ++i) by_class[merged_class(i)].start_us += kMergedUnitUs;
   return by_class;
 }
 
