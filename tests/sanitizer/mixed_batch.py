@@ -123,11 +123,11 @@ def run_profiled() -> None:
         paged = batch.paged(page_size)
         expected = (batch.dequantised() if dtype == FP8 else batch).expected(True)
         attention = onewave.BatchAttention(
-            **LIMITS, num_ctas=24, calibration=CALIBRATION_FILE, max_profiled_runs=1, max_profiled_items=1
+            **LIMITS, num_ctas=4, calibration=CALIBRATION_FILE, max_profiled_runs=1, max_profiled_items=1
         )
         plan(attention, batch, paged, page_size, True, use_profiler=True)
         recorded = []
-        for max_items in (128, 2):
+        for max_items in (128, 1):
             num_bytes = attention.profiler_buffer_size(max_items)
             buffer = torch.zeros(num_bytes, dtype=torch.uint8).cuda()
             run(attention, batch, paged, expected, profiler_buffer=buffer)
