@@ -229,7 +229,7 @@ class BatchAttention:
         Cost: planning on the host and one copy to the GPU on the current stream, for each window; it waits only when
         four earlier copies are still in flight. Upper bounds add one small launch, for each window. Custom masks are
         read on the host, bit by bit, and copied there where they are not. Prefix groups make a plan of 64 decodes
-        take about twice as long, and pay from some 2000 shared tokens on (bench/results/prefixes_h100.json). Length
+        take about twice as long; 2048 shared tokens pay, fewer are not measured (bench/results/prefixes_h100.json). Length
         tensors on the GPU add three copies and one synchronisation of the stream, a kv_indices on the host one copy
         and two allocations. The first plan of a shape allocates.
 
