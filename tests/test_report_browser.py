@@ -12,7 +12,7 @@ from onewave.bench.report.page import write_report
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-RECORD = Path(__file__).resolve().parent.parent / "bench/results/bench_h100.json"
+RECORD = Path(__file__).resolve().parent / "records/bench.json"
 WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")
 # A page may log what it did not like: here, of what it refuses to load.
