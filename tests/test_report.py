@@ -24,6 +24,7 @@ pytest.importorskip("matplotlib")
 
 # Of all kinds of workloads and results; one of its own, since those of bench/results are made anew.
 RECORD = Path(__file__).resolve().parent / "records/bench.json"
+RESULTS = Path(__file__).resolve().parent.parent / "bench/results"
 SECTIONS = ("summary", "mixed", "prefill", "decode", "fp8", "halves")
 SECTIONS += ("floor", "roofline", "scaling", "plans", "left-out", "method")
 HEADER = {"commit": "0123abc", "date": "2026-01-02T03:04:05", "machine": {"device": "NVIDIA H100"}, "seed": 7}
@@ -235,7 +236,7 @@ def test_command_line_on_a_cpu(tmp_path: Path) -> None:
 
 def test_command_line_makes_a_page_in_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the record that lies there."""
-    shutil.copy(RECORD.with_name("dims_h200.json"), tmp_path / "record.json")
+    shutil.copy(RESULTS / "dims_h200.json", tmp_path / "record.json")
     before = (tmp_path / "record.json").read_bytes()
     assert main(["bench", "--from", str(tmp_path / "record.json"), "--report", str(tmp_path)]) == 0
     assert (tmp_path / "record.json").read_bytes() == before
@@ -246,7 +247,7 @@ def test_command_line_makes_a_page_in_its_place(tmp_path: Path, capsys: pytest.C
 def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--from", str(tmp_path / "none.json"), "--report", str(tmp_path / "out")]) == 2
     assert "none.json" in capsys.readouterr().out and not (tmp_path / "out").exists()
-    assert main(["bench", "--from", str(RECORD.with_name("soak_h100.json"))]) == 2
+    assert main(["bench", "--from", str(RESULTS / "soak_h100.json")]) == 2
     assert "is no record of bench --json" in capsys.readouterr().out
     assert main(["bench", "--from", str(RECORD), "--workloads", "prefill_*"]) == 2
     assert "--from measures nothing" in capsys.readouterr().out
