@@ -29,8 +29,8 @@ struct Scratch {
   std::vector<const WorkItem*> narrow_begins;  ///< of each load
   WideScratch wide;
   Schedule schedule;
-  Schedule unscheduled;  ///< before the tiles, and by another share of narrow CTAs
-  Schedule other_schedule;
+  Schedule unscheduled;     ///< what it was before its tiles, where two shares of narrow CTAs are tried
+  Schedule other_schedule;  ///< by the first of them
   PlanMasks masks;
   Prefixes prefixes;
 };
@@ -176,11 +176,11 @@ void add_tiles(const BatchSpec& batch, int32_t group_size, int32_t request, Scra
 /// Where the makespan is above its prediction by more than this part, the share was not chosen well.
 constexpr double kPredictedWell = 1.02;
 
-/// All tiles, `rule`: by fixed splits.
-void schedule_tiles(const CostModel& costs, const ChunkRule* rule, Scratch& scratch) {
+/// All tiles. `wide_work`: of the wide ones. `rule`: by fixed splits.
+void schedule_tiles(const LineWork& wide_work, const CostModel& costs, const ChunkRule* rule,
+                    Scratch& scratch) {
   const std::vector<Tile>& narrow_tiles = scratch.narrow_tiles;
   const LineWork work = sum_work(narrow_tiles);
-  const LineWork wide_work = sum_work(scratch.wide_tiles);
   Schedule& schedule = scratch.schedule;
   const auto schedule_with = [&](int num_narrow_ctas) {
     if (!narrow_tiles.empty()) schedule_narrow(narrow_tiles, work, costs, rule, num_narrow_ctas, schedule);
@@ -213,13 +213,13 @@ void make_schedule(const BatchSpec& batch, const PlanLimits& limits, const CostM
   for (int32_t request = 0; request < batch.batch_size; ++request)
     add_tiles(batch, group_size, request, scratch);
   scratch.prefixes.add_tiles(batch, scratch.narrow_tiles, scratch.wide_tiles, scratch.schedule);
+  const LineWork wide_work = sum_work(scratch.wide_tiles);
   if (limits.split_policy == SplitPolicy::kFixed) {
     const ChunkRule rule(limits, batch.shape);
-    schedule_tiles(costs, &rule, scratch);
+    schedule_tiles(wide_work, costs, &rule, scratch);
   } else {
-    choose_heads_per_step(batch.shape, sum_work(scratch.wide_tiles), costs, limits.num_ctas,
-                          scratch.narrow_tiles);
-    schedule_tiles(costs, nullptr, scratch);
+    choose_heads_per_step(batch.shape, wide_work, costs, limits.num_ctas, scratch.narrow_tiles);
+    schedule_tiles(wide_work, costs, nullptr, scratch);
     scratch.prefixes.place_partials(scratch.schedule);
   }
 }

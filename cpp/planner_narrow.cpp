@@ -98,10 +98,9 @@ void choose_heads_per_step(const AttentionShape& shape, const LineWork& wide_wor
 
 NarrowShare choose_narrow_share(const LineWork& work, const LineWork& wide_work, const CostModel& costs,
                                 int max_num_ctas) {
-  const auto sum = [](const auto& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); };
-  const double useful =
-      std::clamp(std::max(sum(work.num_steps), sum(work.num_units)), 1.0, 1.0 * max_num_ctas);
-  const bool has_wide_work = sum(wide_work.num_units) > 0;
+  const double num_steps = std::accumulate(work.num_steps.begin(), work.num_steps.end(), 0.0);
+  const double useful = std::clamp(std::max(num_steps, work.num_whole_units()), 1.0, 1.0 * max_num_ctas);
+  const bool has_wide_work = wide_work.num_whole_units() > 0;
   NarrowShare share;
   double balanced_us = INFINITY;
   for (int num_ctas = 1; num_ctas <= useful; ++num_ctas) {

@@ -149,8 +149,8 @@ void queue_longest_first(WideScratch& scratch, Schedule& schedule) {
 }
 
 /// The longest makespan of whole units that is not worth a cut.
-double worth_a_cut_us(double balanced_us, double cut_us, bool has_streams) {
-  return (has_streams ? kTurnGain : 1) * std::max(kTolerance * balanced_us, balanced_us + cut_us);
+double worth_a_cut_us(double balanced_us, double cut_us, double turn_gain) {
+  return turn_gain * std::max(kTolerance * balanced_us, balanced_us + cut_us);
 }
 
 double mean_us(const std::vector<CtaLoad>& ctas) {
@@ -177,8 +177,8 @@ double predict_wide_us(const LineWork& work, const KindCosts& costs, int num_cta
   const double all_us = work.whole_us(costs);
   const double num_units = work.num_whole_units();
   const double unit_us = all_us / num_units;
-  const double mean_us = (all_us + num_late_ctas * late_us) / (num_ctas + num_late_ctas);
-  const double balanced_us = all_us <= num_ctas * late_us ? all_us / num_ctas : mean_us;
+  const double mean_load_us = (all_us + num_late_ctas * late_us) / (num_ctas + num_late_ctas);
+  const double balanced_us = all_us <= num_ctas * late_us ? all_us / num_ctas : mean_load_us;
   double rounds = std::floor(balanced_us / unit_us);
   double late_rounds = std::max(std::floor((balanced_us - late_us) / unit_us), 0.0);
   double missing = num_units - num_ctas * rounds - num_late_ctas * late_rounds;
@@ -194,7 +194,8 @@ double predict_wide_us(const LineWork& work, const KindCosts& costs, int num_cta
     missing -= num_next;
   }
   const double cut_us = costs[work.typical_class].cut_us();
-  if (whole_us > worth_a_cut_us(mean_us, cut_us, true)) whole_us = std::min(whole_us, balanced_us + cut_us);
+  if (whole_us > worth_a_cut_us(mean_load_us, cut_us, kTurnGain))
+    whole_us = std::min(whole_us, balanced_us + cut_us);
   return std::max(whole_us, balanced_us);
 }
 
@@ -212,7 +213,8 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   if (!may_split) return;
   const double whole_us = makespan_us(schedule.ctas);
   const double balanced_us = mean_us(schedule.ctas);
-  const double tolerated_us = worth_a_cut_us(balanced_us, costs[work.typical_class].cut_us(), has_streams);
+  const double gain = has_streams ? kTurnGain : 1;
+  const double tolerated_us = worth_a_cut_us(balanced_us, costs[work.typical_class].cut_us(), gain);
   if (whole_us <= std::max(tolerated_us, makespan_us(scratch.narrow_loads))) return;
 
   scratch.whole_items.swap(schedule.wide_items);
@@ -223,7 +225,7 @@ void schedule_wide(const std::vector<Tile>& tiles, const LineWork& work, const C
   schedule.ctas = scratch.narrow_loads;
   cut_line(tiles, work, costs, Kind::kWide, static_cast<int>(schedule.ctas.size()), schedule);
   queue_longest_first(scratch, schedule);
-  if ((has_streams ? kTurnGain : 1) * makespan_us(schedule.ctas) < whole_us) return;
+  if (gain * makespan_us(schedule.ctas) < whole_us) return;
   scratch.whole_items.swap(schedule.wide_items);
   scratch.whole_loads.swap(schedule.ctas);
   schedule.split_tiles.resize(num_narrow_splits);
