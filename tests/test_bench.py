@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from onewave._cli import main
 from onewave.bench.ceilings import H100, H200, ceilings_of
-from onewave.bench.harness import Harness
+from onewave.bench.harness import Harness, one_line
 from onewave.bench.peers import flash_attention3, flashinfer
 from onewave.bench.reference import (
     MAX_RELATIVE_ERROR,
@@ -493,3 +494,11 @@ def test_command_line_errors(
 ) -> None:
     assert main(["bench", "--device", "cpu", *arguments]) == 2
     assert message in capsys.readouterr().out
+
+
+def test_a_failure_names_no_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    error = RuntimeError(f"in /home/someone/.cache/x\nand {sys.prefix}/include/y, not in /usr/z")
+    assert one_line(error) == "RuntimeError: in ~/.cache/x and <prefix>/include/y, not in /usr/z"
+    monkeypatch.setenv("HOME", "/")
+    assert one_line(RuntimeError("in /tmp/x")) == "RuntimeError: in /tmp/x"

@@ -1,9 +1,11 @@
 """Measures systems on a workload, by turns."""
 
 import gc
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -154,5 +156,8 @@ def _guard(result: Result, action: Callable[[], T]) -> T | None:
 
 
 def one_line(error: Exception) -> str:
+    """For a record, which is to say nothing of where this machine keeps things."""
     text = " ".join(str(error).split())
+    for path, name in ((sys.prefix, "<prefix>"), (str(Path.home()), "~")):
+        text = text.replace(f"{path}/", f"{name}/") if path != "/" else text
     return f"{type(error).__name__}: {text}"[:MAX_LINE]
